@@ -1,0 +1,46 @@
+"""Files that are either wholly there or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kapps._errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, and moves it there once the block has succeeded.
+
+    The temporary file keeps the suffix of `path` (writers choose their format by it). It is
+    flushed to the disk before the move, so that a crash or a full disk leaves either the old file
+    or the new one. On failure the temporary file is removed and `path` stays as it was.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    target = Path(path)
+    suffix = "".join(target.suffixes[-2:])
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=suffix, dir=target.parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror}; choose a folder that you may write"
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it 0600
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,55 @@
+"""The mobile inverted bottleneck, which MobileNet V2 and V3 and the EfficientNets are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from keras import KerasTensor
+
+from kapps import _layers
+from kapps._model import Net
+
+
+@dataclasses.dataclass(frozen=True)
+class MBConv:
+    """How a family builds the block: its activation, padding, batch norm and SE gate."""
+
+    padding: _layers.Padding
+    bn: Callable[[KerasTensor, str], KerasTensor]
+    se: Callable[[KerasTensor, int, str], KerasTensor] = _layers.se
+
+    def __call__(
+        self,
+        x: KerasTensor,
+        net: Net,
+        path: str,
+        *,
+        kernel: int,
+        stride: int,
+        expanded: int,
+        filters: int,
+        activation: str,
+        se_channels: int = 0,
+        depth: float,
+    ) -> KerasTensor:
+        """[1x1, BN, act,] depthwise, BN, act, [SE,] 1x1, BN [, + input].
+
+        Sandler et al. 2018, figure 4d. Without expansion (`expanded` equal to the input's
+        channels) there is no first 1x1, and the names are those of a depthwise separable block.
+        """
+        shortcut = x
+        separable = expanded == x.shape[-1]
+        if not separable:
+            x = _layers.conv(x, expanded, 1, f"{path}.conv_pw")
+            x = _layers.act(self.bn(x, f"{path}.bn1"), activation, f"{path}.act1")
+        last = ("conv_pw", "bn2") if separable else ("conv_pwl", "bn3")
+        middle = 1 if separable else 2
+        x = _layers.depthwise(x, kernel, f"{path}.conv_dw", stride=stride, padding=self.padding)
+        x = _layers.act(self.bn(x, f"{path}.bn{middle}"), activation, f"{path}.act{middle}")
+        if se_channels:
+            x = self.se(x, se_channels, f"{path}.se")
+        x = self.bn(_layers.conv(x, filters, 1, f"{path}.{last[0]}"), f"{path}.{last[1]}")
+        if stride == 1 and filters == shortcut.shape[-1]:
+            x = net.add(x, shortcut, path, depth=depth)
+        return x

@@ -1,0 +1,320 @@
+"""What every model shares: signature, input, preprocessing, head, pooling, naming, weights.
+
+A family's function says only what its architecture is:
+
+    @model(size=224)
+    def ResNet18() -> Architecture:
+        '''11,689,512 parameters, 224 px.'''
+        return resnet(blocks=(2, 2, 2, 2), ...)
+
+and the decorator makes it the public builder with the signature that all models share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import keras
+from keras import KerasTensor, layers
+
+from kapps import _layers
+from kapps._errors import InputError, unknown
+
+# Of the ImageNet training set, RGB in 0..1: what torchvision and most of timm normalize with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_POOLING = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
+
+_BUILDERS: dict[str, Builder] = {}
+
+
+class Net:
+    """The parts of a graph whose form the caller chose: residual paths, dropout, classifier."""
+
+    def __init__(
+        self, dropout_rate: float, drop_path_rate: float, classes: int, activation: str | None
+    ) -> None:
+        self.dropout_rate, self.drop_path_rate = dropout_rate, drop_path_rate
+        self.classes, self.activation = classes, activation
+        self.has_residual = False
+
+    def add(self, x: KerasTensor, shortcut: KerasTensor, path: str, *, depth: float) -> KerasTensor:
+        """The residual sum; `x` is dropped in training as stochastic depth says.
+
+        `depth` is the share of the blocks that lie before this one, 0 to 1: the probability grows
+        linearly with it, up to `drop_path_rate` (Huang et al. 2016, section 3).
+        """
+        self.has_residual = True
+        if self.drop_path_rate * depth > 0:
+            name = _layers.layer_name(path) + "_drop_path"
+            x = _layers.StochasticDepth(self.drop_path_rate * depth, name=name)(x)
+        return layers.Add(name=_layers.layer_name(path) + "_add")([x, shortcut])
+
+    def dropout(self, x: KerasTensor, path: str = "dropout") -> KerasTensor:
+        """Dropout at the caller's rate; no layer at all at rate 0."""
+        if self.dropout_rate == 0:
+            return x
+        return layers.Dropout(self.dropout_rate, name=_layers.layer_name(path))(x)
+
+    def classifier(self, x: KerasTensor, path: str) -> KerasTensor:
+        """The last layer: (batch, features) to (batch, classes)."""
+        return _layers.dense(x, self.classes, path, self.activation)
+
+
+def pooled_head(x: KerasTensor, net: Net, classifier: str = "classifier") -> KerasTensor:
+    """Global mean, dropout, classifier."""
+    return net.classifier(net.dropout(_layers.global_pool(x, "global_pool")), classifier)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How a network is built: `features` makes the image its feature map, `head` that the output.
+
+    Both take and return Keras tensors. The feature map, (batch, height, width, channels), is what
+    `include_top=False` gives.
+    """
+
+    features: Callable[[KerasTensor, Net], KerasTensor]
+    head: Callable[[KerasTensor, Net], KerasTensor] = pooled_head
+
+
+class Builder(Protocol):
+    """A public model builder."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        include_top: bool = True,
+        weights: str | os.PathLike[str] | None = None,
+        input_tensor: KerasTensor | None = None,
+        input_shape: tuple[int | None, int | None, int] | None = None,
+        pooling: str | None = None,
+        classes: int = ...,
+        classifier_activation: str | None = "softmax",
+        name: str | None = None,
+        *,
+        include_preprocessing: bool = True,
+        dropout_rate: float = ...,
+        drop_path_rate: float = 0.0,
+    ) -> keras.Model: ...
+
+
+_SHARED_DOC = """
+
+Takes images (batch, height, width, channels) in 0..255, of any dtype, and normalizes them itself.
+Returns class probabilities (batch, classes).
+
+Args:
+    include_top: whether to build the classifier; without it the model returns the feature map.
+    weights: None for random ones, or the path of a `.safetensors` or `.weights.h5` file.
+    input_tensor: a Keras tensor to build upon, in place of a new input.
+    input_shape: (height, width, channels); by default {default}, and any height and width without
+        the classifier. At least {min_size} pixels a side.
+    pooling: without the classifier: None for the feature map, "avg" or "max" for its global mean
+        or maximum (batch, features).
+    classes: number of classes, {classes} by default. Weights for another number are loaded but
+        for the classifier, which is said in a warning.
+    classifier_activation: "softmax", or None for logits.
+    name: the model's name, by default that of the builder.
+    include_preprocessing: whether the first layer normalizes. Without it the model takes images
+        that are normalized already, (image / 255 - mean) / std.
+    dropout_rate: share of the features dropped before the classifier in training, 0 to 1.
+    drop_path_rate: stochastic depth: the probability at which the last residual block is dropped
+        in training; it grows linearly from 0 at the first.
+
+Raises:
+    InputError: an argument does not fit; the message says which, and the remedy.
+"""
+
+
+def model(
+    *,
+    size: int = 224,
+    channels: int = 3,
+    min_size: int = 32,
+    classes: int = 1000,
+    dropout_rate: float = 0.0,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Callable[[Callable[..., Architecture]], Builder]:
+    """Makes a function that returns an `Architecture` a public builder with the shared signature.
+
+    The function's own parameters become keyword-only parameters of the builder, and its docstring
+    the head of the builder's.
+
+    Args:
+        size: default height and width of the input, pixels.
+        channels: default number of channels.
+        min_size: the smallest height and width that the network can take, pixels.
+        classes: default number of classes.
+        dropout_rate: the reference implementation's own.
+        mean: of the training images, RGB in 0..1, until weights bring their own.
+        std: standard deviation (not variance), likewise.
+    """
+
+    def decorate(architecture: Callable[..., Architecture]) -> Any:
+        @functools.wraps(architecture)
+        def build(*args: Any, **kwargs: Any) -> keras.Model:
+            try:
+                arguments = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{architecture.__name__}() {error}") from None
+            arguments.apply_defaults()
+            values = arguments.arguments
+            own = {parameter: values.pop(parameter) for parameter in own_parameters}
+            return _build(architecture(**own), **values)
+
+        def _build(
+            network: Architecture,
+            include_top: bool = True,
+            weights: str | os.PathLike[str] | None = None,
+            input_tensor: KerasTensor | None = None,
+            input_shape: tuple[int | None, int | None, int] | None = None,
+            pooling: str | None = None,
+            classes: int = classes,
+            classifier_activation: str | None = "softmax",
+            name: str | None = None,
+            *,
+            include_preprocessing: bool = True,
+            dropout_rate: float = dropout_rate,
+            drop_path_rate: float = 0.0,
+        ) -> keras.Model:
+            builder = architecture.__name__
+            default = (size, size, channels) if include_top else (None, None, channels)
+            _check(builder, pooling, classes, dropout_rate, drop_path_rate)
+            image = _input(builder, input_tensor, input_shape, default, min_size)
+            net = Net(dropout_rate, drop_path_rate, classes, classifier_activation)
+            x = image
+            if include_preprocessing:
+                x = _layers.ImageNormalization(mean, std, name="normalization")(x)
+            x = network.features(x, net)
+            if include_top:
+                x = network.head(x, net)
+            elif pooling is not None:
+                x = _POOLING[pooling](name=f"{pooling}_pool")(x)
+            if drop_path_rate and not net.has_residual:
+                raise InputError(
+                    f"{builder}: drop_path_rate={drop_path_rate}, but the network has no residual "
+                    "blocks to drop; leave it at 0"
+                )
+            inputs = image if input_tensor is None else keras.utils.get_source_inputs(image)
+            result = keras.Model(inputs, x, name=builder if name is None else name)
+            if weights is not None:
+                from kapps.weights import load_weights
+
+                load_weights(result, weights)
+            return result
+
+        shared = list(inspect.signature(_build, eval_str=True).parameters.values())[1:]
+        own_parameters = inspect.signature(architecture, eval_str=True).parameters
+        signature = inspect.Signature(
+            shared
+            + [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own_parameters.values()],
+            return_annotation=keras.Model,
+        )
+        build.__signature__ = signature  # type: ignore[attr-defined]
+        del build.__wrapped__  # or inspect and IDEs would show the architecture's signature
+        build.__annotations__ = {
+            p.name: p.annotation
+            for p in signature.parameters.values()
+            if p.annotation is not p.empty
+        } | {"return": keras.Model}
+        build.__doc__ = inspect.cleandoc(architecture.__doc__ or "") + _SHARED_DOC.format(
+            default=(size, size, channels), min_size=min_size, classes=classes
+        )
+        _BUILDERS[architecture.__name__] = build
+        return build
+
+    return decorate
+
+
+def list_models() -> list[str]:
+    """The names of all public builders, sorted: `getattr(kapps, name)` is the builder."""
+    return sorted(_BUILDERS)
+
+
+def get_builder(name: str) -> Builder:
+    """The public builder of that name.
+
+    Raises:
+        InputError: there is none; the nearest names are proposed.
+    """
+    if name not in _BUILDERS:
+        raise unknown("model", name, _BUILDERS)
+    return _BUILDERS[name]
+
+
+def preprocess_input(x: Any, data_format: str | None = None) -> Any:
+    """Returns its input: kapps models take images in 0..255 and normalize them in the graph.
+
+    It exists so that code written for a module of `keras.applications` keeps working.
+    """
+    return x
+
+
+def _check(
+    builder: str, pooling: str | None, classes: int, dropout_rate: float, drop_path_rate: float
+) -> None:
+    if keras.config.image_data_format() != "channels_last":
+        raise InputError(
+            f"{builder}: Keras is set to channels_first; kapps builds channels_last models only: "
+            "keras.config.set_image_data_format('channels_last')"
+        )
+    if pooling is not None and pooling not in _POOLING:
+        raise unknown("pooling", pooling, _POOLING)
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise InputError(f"{builder}: classes must be a whole number above 0, not {classes!r}")
+    for rate_name, rate in (("dropout_rate", dropout_rate), ("drop_path_rate", drop_path_rate)):
+        if not 0 <= rate < 1:
+            raise InputError(f"{builder}: {rate_name} must be at least 0 and below 1, not {rate!r}")
+
+
+def _input(
+    builder: str,
+    input_tensor: KerasTensor | None,
+    input_shape: tuple[int | None, int | None, int] | None,
+    default: tuple[int | None, int | None, int],
+    min_size: int,
+) -> KerasTensor:
+    """The image tensor to build upon, checked."""
+    if input_tensor is not None:
+        if not keras.utils.is_keras_tensor(input_tensor):
+            raise InputError(
+                f"{builder}: input_tensor must be a Keras tensor (keras.Input or a layer's "
+                f"output), not {type(input_tensor).__name__}"
+            )
+        shape = tuple(input_tensor.shape[1:])
+        if input_shape is not None and shape != tuple(input_shape):
+            raise InputError(
+                f"{builder}: input_shape {tuple(input_shape)} is not that of input_tensor, "
+                f"{shape}; give one of the two"
+            )
+    else:
+        shape = default if input_shape is None else tuple(input_shape)
+    if (
+        len(shape) != 3
+        or not isinstance(shape[2], int)
+        or any(not (side is None or isinstance(side, int)) for side in shape)
+    ):
+        raise InputError(
+            f"{builder}: the input must be (height, width, channels), such as (224, 224, 3), "
+            f"not {shape}"
+        )
+    if any(side is not None and side < min_size for side in shape[:2]):
+        raise InputError(
+            f"{builder}: an input of {shape[0]}x{shape[1]} pixels is too small; "
+            f"the smallest is {min_size}x{min_size}"
+        )
+    if shape[2] < 1 or shape[2] > 1024 or (shape[0] in (1, 3) and shape[2] > 4):
+        raise InputError(
+            f"{builder}: {shape} has {shape[2]} channels; kapps takes (height, width, channels), "
+            "channels last"
+        )
+    return keras.Input(shape, name="image") if input_tensor is None else input_tensor

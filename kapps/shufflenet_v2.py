@@ -1,0 +1,71 @@
+"""ShuffleNetV2: Ma et al. 2018, "ShuffleNet V2: Practical Guidelines for Efficient CNN Design".
+
+Layer names are those of torchvision's `shufflenet_v2_*`, to whose logits the networks are equal.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from keras import KerasTensor, layers
+
+from kapps import _layers
+from kapps._layers import act, bn, conv, depthwise
+from kapps._model import Architecture, Net, model, pooled_head
+
+
+def _branch(x: KerasTensor, filters: int, stride: int, path: str) -> KerasTensor:
+    """1x1, BN, ReLU, 3x3 depthwise, BN, 1x1, BN, ReLU."""
+    x = conv(x, filters, 1, f"{path}.0")
+    x = act(bn(x, f"{path}.1"), "relu", f"{path}.2")
+    x = bn(depthwise(x, 3, f"{path}.3", stride=stride), f"{path}.4")
+    x = conv(x, filters, 1, f"{path}.5")
+    return act(bn(x, f"{path}.6"), "relu", f"{path}.7")
+
+
+def _downsample(x: KerasTensor, filters: int, path: str) -> KerasTensor:
+    """3x3 depthwise at stride 2, BN, 1x1, BN, ReLU."""
+    x = bn(depthwise(x, 3, f"{path}.0", stride=2), f"{path}.1")
+    x = conv(x, filters, 1, f"{path}.2")
+    return act(bn(x, f"{path}.3"), "relu", f"{path}.4")
+
+
+def _unit(x: KerasTensor, filters: int, stride: int, path: str) -> KerasTensor:
+    """Half the channels as they are (stride 2: downsampled), half through the branch, shuffled.
+
+    Figure 3, c and d of the paper.
+    """
+    name, half = _layers.layer_name(path), filters // 2
+    if stride == 1:
+        left = _layers.ChannelSlice(0, half, name=f"{name}_left")(x)
+        x = _layers.ChannelSlice(half, filters, name=f"{name}_right")(x)
+    else:
+        left = _downsample(x, half, f"{path}.branch1")
+    right = _branch(x, half, stride, f"{path}.branch2")
+    x = layers.Concatenate(name=f"{name}_concat")([left, right])
+    return _layers.ChannelShuffle(2, name=f"{name}_shuffle")(x)
+
+
+def shufflenet_v2(filters: tuple[int, int, int, int]) -> Architecture:
+    """A ShuffleNetV2 with these output channels of stages 2, 3, 4 and of conv5."""
+
+    def features(x: KerasTensor, net: Net) -> KerasTensor:
+        x = act(bn(conv(x, 24, 3, "conv1.0", stride=2), "conv1.1"), "relu", "conv1.2")
+        x = _layers.max_pool(x, 3, 2, "maxpool", padding="symmetric")
+        for stage, (repeats, channels) in enumerate(
+            zip((4, 8, 4), filters[:3], strict=True), start=2
+        ):
+            for i in range(repeats):
+                x = _unit(x, channels, 2 if i == 0 else 1, f"stage{stage}.{i}")
+        return act(bn(conv(x, filters[3], 1, "conv5.0"), "conv5.1"), "relu", "conv5.2")
+
+    return Architecture(features, functools.partial(pooled_head, classifier="fc"))
+
+
+# Channels: table 5 of the paper.
+
+
+@model()
+def ShuffleNetV2_x0_5() -> Architecture:
+    """ShuffleNetV2 0.5x: 1,366,792 parameters, 40.5 million MACs at 224 px."""
+    return shufflenet_v2((48, 96, 192, 1024))
