@@ -204,7 +204,8 @@ def model(
                     f"{builder}: drop_path_rate={drop_path_rate}, but the network has no residual "
                     "blocks to drop; leave it at 0"
                 )
-            inputs = image if input_tensor is None else keras.utils.get_source_inputs(image)
+            sources = [image] if input_tensor is None else keras.utils.get_source_inputs(image)
+            inputs = sources[0] if len(sources) == 1 else sources
             result = keras.Model(inputs, x, name=builder if name is None else name)
             if weights is not None:
                 from kapps.weights import load_weights

@@ -119,7 +119,10 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
     if file.name.endswith(".weights.h5"):
         before = model.get_weights()
         try:
-            model.load_weights(file)
+            with warnings.catch_warnings():
+                # Keras only warns of a layer that it did not find in the file
+                warnings.simplefilter("error", UserWarning)
+                model.load_weights(file)
         except Exception as error:  # h5py and Keras raise many kinds
             model.set_weights(before)
             raise InputError(
