@@ -1,0 +1,11 @@
+"""The packages and where they lie; all other metadata is in pyproject.toml."""
+
+from setuptools import setup
+
+# `tools/` and `tflite/` install as `kapps.tools` and `kapps.tflite`: nothing of those bare names
+# reaches site-packages (PyPI has a `tflite` of its own).
+setup(
+    packages=["kapps", "kapps.tools", "kapps.tflite"],
+    package_dir={"kapps": "kapps", "kapps.tools": "tools", "kapps.tflite": "tflite"},
+    package_data={"kapps": ["py.typed"]},
+)

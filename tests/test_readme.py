@@ -1,0 +1,39 @@
+"""Every command and every piece of Python in the README runs, in the order it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+# They set up environments: .ci/run does that.
+SETUP = ("make ", "pip ", "bazel ")
+
+
+def test_readme_has_the_two_commands():
+    assert any(text.startswith("make demo") and "make test" in text for _, text in BLOCKS)
+
+
+@pytest.mark.slow
+def test_readme_runs(tmp_path):
+    blocks = [(kind, text) for kind, text in BLOCKS if not text.startswith(SETUP)]
+    assert len(blocks) >= 4
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for kind, text in blocks:
+        run = ["bash", "-euo", "pipefail", "-c"] if kind == "sh" else [sys.executable, "-c"]
+        done = subprocess.run(
+            [*run, text],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stderr}"
