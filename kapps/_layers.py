@@ -17,8 +17,14 @@ Padding = Literal["symmetric", "same", "valid"]
 """symmetric: as PyTorch pads, (k - 1) // 2 on every side. same: as TensorFlow pads, uneven at
 stride 2. They differ only at strides above 1."""
 
-# He et al. 2015, over fan_out: what PyTorch's reference implementations start from.
-_KERNEL_INITIALIZER = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+def _he_normal() -> keras.initializers.Initializer:
+    """He et al. 2015, over fan_out: what PyTorch's reference implementations start from.
+
+    A new one for each layer: a Keras initializer draws its seed once, so that layers of one shape
+    that share it would start with the same numbers.
+    """
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
 def layer_name(path: str) -> str:
@@ -69,7 +75,7 @@ def conv(
         padding=padding,
         groups=groups,
         use_bias=bias,
-        kernel_initializer=_KERNEL_INITIALIZER,
+        kernel_initializer=_he_normal(),
         name=layer_name(path),
     )
     return _published(layer, path)(x)
@@ -85,7 +91,7 @@ def depthwise(
         strides=stride,
         padding=padding,
         use_bias=False,
-        depthwise_initializer=_KERNEL_INITIALIZER,
+        depthwise_initializer=_he_normal(),
         name=layer_name(path),
     )
     return _published(layer, path)(x)
@@ -110,7 +116,7 @@ def flat_dense(x: KerasTensor, units: int, path: str) -> KerasTensor:
     fit without a special case; the file holds them as a 2-D tensor.
     """
     layer = layers.Conv2D(
-        units, tuple(x.shape[1:3]), kernel_initializer=_KERNEL_INITIALIZER, name=layer_name(path)
+        units, tuple(x.shape[1:3]), kernel_initializer=_he_normal(), name=layer_name(path)
     )
     layer.checkpoint_flat = True
     return _published(layer, path)(x)

@@ -117,6 +117,20 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     assert abs(y.mean() - 1) < 0.04
 
 
+def test_layers_start_apart_and_as_the_seed_says():
+    def kernels(seed):
+        keras.utils.set_random_seed(seed)
+        net = kapps.ShuffleNetV2_x0_5(input_shape=(32, 32, 3))
+        found = [keras.ops.convert_to_numpy(w) for w in net.weights if "kernel" in w.path]
+        return [w for w in found if w.shape == (1, 1, 48, 48)]
+
+    first, again, other = kernels(0), kernels(0), kernels(1)
+    assert len(first) == 17
+    assert len({w.tobytes() for w in first}) == 17
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
 def test_dropout_has_no_layer_at_rate_0():
     assert "dropout" in [x.name for x in kapps.MobileNetV3Small().layers]
     assert "dropout" not in [x.name for x in kapps.MobileNetV3Small(dropout_rate=0).layers]
