@@ -1,0 +1,355 @@
+"""From a trained network to verified files: what is in them, and that they do what it does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from keras import layers
+from tflite_net import LABELS, small_net
+
+import kapps
+from kapps import InputError
+from kapps.tflite import QUANTIZATIONS, ConversionError, Runner, convert, read_metadata
+from kapps.tflite import conversion as conversion_module
+from kapps.tflite.verification import LIMITS, compare, predict
+
+pytest_plugins = ["tflite_fixtures"]
+
+
+def _builtin_operations(path):
+    """The names of the file's operations, as in the schema's BuiltinOperator."""
+    model = schema.Model.GetRootAs(Path(path).read_bytes(), 0)
+    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
+    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+    return {names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())] for code in codes}
+
+
+def _tensors(path):
+    graph = schema.Model.GetRootAs(Path(path).read_bytes(), 0).Subgraphs(0)
+    return [graph.Tensors(i) for i in range(graph.TensorsLength())]
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_the_file_is_as_accurate_as_the_model(quantization, net, digits, conversions):
+    images, labels = digits[1]
+    float_top1 = (predict(net, images).argmax(axis=1) == labels).mean()
+    assert float_top1 > 0.9  # else the comparison says nothing
+    outputs = Runner(conversions[quantization].path).predict(images)
+    assert (outputs.argmax(axis=1) == labels).mean() >= float_top1 - 0.01
+    np.testing.assert_allclose(outputs.sum(axis=1), 1, atol=0.02)  # probabilities
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_static_and_built_in(quantization, conversions):
+    path = conversions[quantization].path
+    operations = _builtin_operations(path)
+    assert "SOFTMAX" in operations
+    assert not operations & {"CUSTOM", "SHAPE", "STRIDED_SLICE", "PACK"}
+    for tensor in _tensors(path):
+        assert tensor.ShapeSignatureIsNone() or -1 not in tensor.ShapeSignatureAsNumpy()
+    assert Runner(path).input_shape == (1, 16, 16, 3)
+
+
+def test_sizes_and_figures_are_of_the_file(conversions):
+    sizes = {q: c.size_bytes for q, c in conversions.items()}
+    for conversion in conversions.values():
+        assert conversion.size_bytes == conversion.path.stat().st_size
+        assert conversion.verification.images == 360
+    assert sizes["int8"] < sizes["float32"]
+    assert sizes["float16"] < sizes["float32"]
+    assert conversions["float32"].verification.max_error < 1e-5
+
+
+def test_int8_is_integer_throughout(conversions):
+    types = {tensor.Type() for tensor in _tensors(conversions["int8"].path)}
+    assert schema.TensorType.FLOAT32 not in types
+
+
+def test_int8_takes_the_bytes_of_the_image(net, digits, tmp_path):
+    # Calibrated on images that use a part of the range only: the input covers 0..255 all the same.
+    pale = digits[0][0][:50] // 4 + 100
+    assert pale.min() > 0
+    assert pale.max() < 255
+    for io, zero_point in (("uint8", 0), ("int8", -128)):
+        result = convert(
+            net, tmp_path / f"{io}.tflite", quantization="int8", calibration=pale, io=io
+        )
+        runner = Runner(result.path)
+        assert runner.input_dtype == io
+        assert runner.input_quantization == (1.0, zero_point)
+
+
+def test_int8_with_float_input_and_output(net, digits, tmp_path):
+    result = convert(
+        net,
+        tmp_path / "net.tflite",
+        quantization="int8",
+        calibration=digits[0][0][:100].astype("float32"),
+        verification=digits[1][0],
+        io="float32",
+    )
+    runner = Runner(result.path)
+    assert runner.input_dtype == "float32"
+    assert runner.predict(digits[1][0][:1]).dtype == "float32"
+
+
+def test_the_model_is_left_as_it_was(net, conversions):
+    assert net.input_shape == (None, 16, 16, 3)
+    assert net.get_layer("act1").output is not None  # raises once a layer is called twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", kapps.list_models())
+def test_every_model_converts(name, digits, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = getattr(kapps, name)(input_shape=(32, 32, 3), classes=10)
+    images = digits[1][0][:16].repeat(2, axis=1).repeat(2, axis=2)
+    for quantization in ("float32", "int8"):
+        result = convert(
+            model, tmp_path / "model.tflite", quantization=quantization, calibration=images
+        )
+        operations = _builtin_operations(result.path)
+        assert not operations & {"CUSTOM", "SHAPE", "STRIDED_SLICE", "PACK", "BROADCAST_TO"} - {
+            "STRIDED_SLICE" if name.startswith("ShuffleNetV2") else ""  # its channel split
+        }
+        if quantization == "float32":
+            assert result.verification.max_error < 1e-5
+            assert Runner(result.path).delegate_pieces == 1
+
+
+# MediaPipe: the code that runs in Android apps.
+
+
+def test_mediapipe_classifies_as_the_interpreter_does(
+    conversions, digits, mediapipe_python, tmp_path
+):
+    images, truth = digits[1][0][:12], digits[1][1][:12]
+    np.save(tmp_path / "images.npy", images)
+    files = [str(conversions[quantization].path) for quantization in ("float32", "int8")]
+    script = Path(__file__).with_name("mediapipe_classify.py")
+    child = subprocess.run(
+        [mediapipe_python, str(script), str(tmp_path / "images.npy"), *files],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    results = json.loads(child.stdout)
+    for file in files:
+        scores = np.array([[image[label] for label in LABELS] for image in results[file]])
+        np.testing.assert_allclose(scores, Runner(file).predict(images), atol=1e-5)
+        assert (scores.argmax(axis=1) == truth).mean() > 0.8
+
+
+# Labels and metadata.
+
+
+def test_metadata_reads_back(conversions):
+    for conversion in conversions.values():
+        metadata = read_metadata(conversion.path)
+        assert metadata.name == "small_net"
+        assert metadata.labels == LABELS
+        assert metadata.description == "Handwritten digits."
+        assert metadata.author == "kapps"
+        assert metadata.licence == "Apache-2.0"
+        assert metadata.version == f"kapps {kapps.__version__}"
+        assert (metadata.mean, metadata.std) == ((0.0,), (1.0,))
+
+
+def test_default_labels_are_the_indices(net, digits, tmp_path):
+    result = convert(net, tmp_path / "net.tflite", verification=digits[1][0][:8])
+    assert read_metadata(result.path).labels == tuple("0123456789")
+
+
+# Verification.
+
+
+@pytest.mark.parametrize("factor", [0.5, np.nan])
+def test_a_file_that_does_not_do_what_the_model_does_never_gets_its_name(
+    factor, net, digits, tmp_path, monkeypatch
+):
+    path = tmp_path / "net.tflite"
+    images = digits[1][0]
+    good = convert(net, path, verification=images).path.read_bytes()
+
+    def corrupted(content, metadata):
+        """The file with another kernel in the stem."""
+        kernel = net.get_layer("stem").get_weights()[0].transpose(3, 0, 1, 2)
+        # In the file the batch norm is folded into it, so look for it by its size.
+        for tensor, buffer in _buffers(content):
+            if tensor.ShapeAsNumpy().tolist() == list(kernel.shape):
+                buffer *= factor
+                return bytes(buffer.base_content)
+        raise AssertionError("no stem in the file")
+
+    monkeypatch.setattr(conversion_module, "with_metadata", corrupted)
+    with pytest.raises(ConversionError, match="does not do what the model does") as raised:
+        convert(net, path, verification=images)
+    assert not raised.value.verification.drift <= LIMITS["float32"].drift
+    assert str(path) in str(raised.value)
+    assert path.read_bytes() == good
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class _Buffer(np.ndarray):
+    base_content: bytearray
+
+
+def _buffers(content):
+    """The float32 tensors of a file with a writable view of each one's data."""
+    content = bytearray(content)
+    model = schema.Model.GetRootAs(content, 0)
+    graph = model.Subgraphs(0)
+    for index in range(graph.TensorsLength()):
+        tensor = graph.Tensors(index)
+        buffer = model.Buffers(tensor.Buffer())
+        if tensor.Type() == schema.TensorType.FLOAT32 and buffer.DataLength():
+            start = buffer._tab.Vector(buffer._tab.Offset(4))
+            view = np.frombuffer(content, "float32", buffer.DataLength() // 4, start).view(_Buffer)
+            view.base_content = content
+            yield tensor, view
+
+
+def test_figures_of_a_comparison():
+    expected = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]])
+    actual = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]])
+    figures = compare(expected, actual)
+    assert (figures.images, figures.agreement) == (2, 0.5)
+    assert figures.regret == pytest.approx(0.05)  # (0.5 - 0.4) / 2
+    assert figures.max_error == pytest.approx(0.3)
+    assert figures.drift == pytest.approx(0.15)
+
+
+def test_what_eight_bits_cannot_tell_apart_is_no_error():
+    expected = np.array([[0.5002, 0.4998]])
+    actual = np.array([[0.5, 0.5]])[:, ::-1]
+    figures = compare(expected, actual, step=1 / 256)
+    assert (figures.agreement, figures.regret, figures.drift) == (1, 0, 0)
+
+
+def test_a_model_of_not_a_number_does_not_pass(digits, tmp_path):
+    broken = small_net()
+    broken.get_layer("head").set_weights([np.full((32, 10), np.nan), np.zeros(10)])
+    with pytest.raises(InputError, match="returns no probabilities"):
+        convert(broken, tmp_path / "net.tflite", verification=digits[1][0][:8])
+    assert not list(tmp_path.iterdir())
+
+
+# Bad input.
+
+
+class _Bessel(layers.Layer):
+    def call(self, x):
+        import tensorflow as tf
+
+        return tf.math.bessel_i0(x)
+
+
+def test_an_operation_that_is_not_built_in_names_the_layer(digits, tmp_path):
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, name="conv")(image)
+    x = layers.GlobalAveragePooling2D()(_Bessel(name="block_2_odd")(x))
+    model = keras.Model(image, layers.Dense(10, "softmax")(x))
+    with pytest.raises(InputError, match=r"no built-in operation for BesselI0.*'block_2_odd'"):
+        convert(model, tmp_path / "net.tflite", verification=digits[1][0][:8])
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_are_refused(digits, tmp_path):
+    image = keras.Input((16, 16, 3))
+    model = keras.Model(image, layers.Dense(10)(layers.Flatten()(image)))
+    with pytest.raises(InputError, match='classifier_activation="softmax"'):
+        convert(model, tmp_path / "net.tflite", verification=digits[1][0][:8])
+    assert not list(tmp_path.iterdir())
+
+
+def _images(**changes):
+    fields = {"shape": (4, 16, 16, 3), "dtype": "uint8", "high": 255} | changes
+    values = np.random.default_rng(0).random(fields["shape"]) * fields["high"]
+    return values.astype(fields["dtype"])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (_images(shape=(4, 16, 16, 1)), r"shape \(4, 16, 16, 1\); expected shape \(n, 16, 16, 3\)"),
+        (_images(shape=(4, 32, 32, 3)), r"shape \(4, 32, 32, 3\)"),
+        (_images(shape=(16, 16, 3)), r"shape \(16, 16, 3\)"),
+        (_images(shape=(0, 16, 16, 3)), "no calibration images"),
+        (_images(dtype="float32", high=1.0), "as if normalized already"),
+        (_images(dtype="float32", high=1.0) - 0.5, "from -0.* to 0.*0..255"),
+        (_images(dtype="float32", high=300), "0..255"),
+        (_images(dtype="float32") + np.nan, "from nan to nan"),
+        (_images(dtype="int64"), "int64"),
+    ],
+)
+def test_bad_calibration_images(net, tmp_path, images, message):
+    with pytest.raises(InputError, match=message):
+        convert(net, tmp_path / "net.tflite", quantization="int8", calibration=images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"quantization": "int7"}, "unknown quantization 'int7'; did you mean int8"),
+        ({"quantization": "int8"}, "int8 needs calibration images"),
+        ({}, "real images, as `verification`"),
+        ({"verification": _images(), "io": "uint8"}, "float32 files take float32, not 'uint8'"),
+        (
+            {"quantization": "int8", "calibration": _images(), "io": "int16"},
+            "take uint8 or int8 or float32",
+        ),
+        ({"verification": _images(), "labels": ["a", "b"]}, "2 labels for a model of 10 classes"),
+        ({"verification": _images(), "labels": ["a\nb"] * 10}, "label 0"),
+        ({"verification": _images(), "labels": "abcdefghij"}, "a list of strings"),
+    ],
+)
+def test_bad_arguments(net, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        convert(net, tmp_path / "net.tflite", **arguments)
+
+
+def test_another_backend(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(InputError, match="KERAS_BACKEND=tensorflow"):
+        convert(net, tmp_path / "net.tflite", verification=_images())
+
+
+def test_a_folder_that_cannot_be_made(net, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        convert(net, tmp_path / "file" / "net.tflite", verification=_images())
+
+
+def test_a_model_of_no_fixed_size(tmp_path):
+    image = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))
+    model = keras.Model(image, layers.Dense(10, "softmax")(x))
+    with pytest.raises(InputError, match="input_shape="):
+        convert(model, tmp_path / "net.tflite", verification=_images())
+
+
+def test_a_model_that_is_no_classifier(tmp_path):
+    image = keras.Input((16, 16, 3))
+    model = keras.Model(image, layers.Conv2D(4, 3)(image), name="odd")
+    with pytest.raises(InputError, match="'odd' is no image classifier"):
+        convert(model, tmp_path / "net.tflite", verification=_images())
+
+
+def test_running_a_file_on_other_images(conversions):
+    with pytest.raises(InputError, match=r"\(n, 16, 16, 3\), got \(4, 32, 32, 3\)"):
+        Runner(conversions["float32"].path).predict(_images(shape=(4, 32, 32, 3)))
+
+
+def test_running_what_is_no_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        Runner(tmp_path / "none.tflite")
+    (tmp_path / "text.tflite").write_text("hello")
+    with pytest.raises(InputError, match=r"text\.tflite is no \.tflite file"):
+        Runner(tmp_path / "text.tflite")

@@ -1,0 +1,94 @@
+"""Running a .tflite file over images, on the LiteRT interpreter of this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from kapps._errors import InputError
+
+
+class Runner:
+    """A .tflite image classifier, loaded and ready.
+
+    It runs in this process: give it files of your own. A malformed file from elsewhere can kill
+    the interpreter, and the process with it.
+
+    Attributes:
+        path: the file.
+        input_shape: (1, height, width, channels).
+        input_dtype: what the file takes: uint8, int8 or float32.
+        input_quantization: (scale, zero point) of the input; (0.0, 0) if it is float.
+        output_quantization: the same of the output.
+
+    Raises:
+        InputError: no such file, or not a .tflite file with one input and one output.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
+        self.path = Path(path)
+        if threads < 1:
+            raise InputError(f"threads: expected 1 or more, got {threads}")
+        if not self.path.is_file():
+            raise InputError(f"no such file: {self.path}")
+        try:
+            self._interpreter = Interpreter(str(self.path), num_threads=threads)
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{self.path} is no .tflite file that runs here: {error}") from error
+        inputs = self._interpreter.get_input_details()
+        outputs = self._interpreter.get_output_details()
+        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) != 4:
+            raise InputError(f"{self.path} is no image classifier: expected one image in, one out")
+        self._input, self._output = inputs[0], outputs[0]
+        self.input_shape: tuple[int, ...] = tuple(int(n) for n in self._input["shape"])
+        self.input_dtype = np.dtype(self._input["dtype"])
+        self.input_quantization: tuple[float, int] = self._input["quantization"]
+        self.output_quantization: tuple[float, int] = self._output["quantization"]
+
+    @property
+    def delegate_pieces(self) -> int:
+        """Into how many pieces the delegate (XNNPACK) took the graph: 1 is best, 0 is not at all.
+
+        Each further piece costs a way to the plain kernels and back.
+        """
+        return sum(op["op_name"] == "DELEGATE" for op in self.ops())
+
+    def ops(self) -> list[dict[str, Any]]:
+        """The operations of the graph as it runs, delegates included."""
+        return list(self._interpreter._get_ops_details())  # the only way to see delegates
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The outputs for images (n, height, width, channels) in 0..255: float32 (n, classes).
+
+        Raises:
+            InputError: the images have another shape.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != self.input_shape[1:]:
+            raise InputError(
+                f"{self.path}: expected images of shape (n, {_shape(self.input_shape)}), "
+                f"got ({_shape((0, *images.shape))})"
+            )
+        outputs = [self._run(image) for image in images]
+        return np.stack(outputs) if outputs else np.zeros((0, self._output["shape"][-1]), "float32")
+
+    def _run(self, image: np.ndarray) -> np.ndarray:
+        value = image[None]
+        scale, zero_point = self.input_quantization
+        if scale:
+            limits = np.iinfo(self.input_dtype)
+            value = np.clip(np.rint(value / scale) + zero_point, limits.min, limits.max)
+        self._interpreter.set_tensor(self._input["index"], value.astype(self.input_dtype))
+        self._interpreter.invoke()
+        output = self._interpreter.get_tensor(self._output["index"])[0].astype("float32")
+        scale, zero_point = self.output_quantization
+        return (output - zero_point) * scale if scale else output
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return ", ".join(str(n) for n in shape[1:])

@@ -1,0 +1,373 @@
+"""Labels and metadata inside a .tflite file, as MediaPipe and Android read them.
+
+The metadata is a flatbuffer of its own (schema `metadata_schema.fbs`, file identifier M001) in a
+buffer of the model that is named TFLITE_METADATA; the label file lies in a zip archive appended to
+the model. The published writers do not run on current Pythons, so the few tables that an image
+classifier needs are written here with `flatbuffers.Builder`.
+
+Schema: https://github.com/google-ai-edge/mediapipe/blob/master/mediapipe/tasks/metadata/metadata_schema.fbs
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+from ai_edge_litert import schema_py_generated as schema
+from flatbuffers import number_types
+
+from kapps._errors import InputError
+
+BUFFER_NAME = "TFLITE_METADATA"
+LABEL_FILE = "labels.txt"
+_IDENTIFIER = b"M001"
+# The newest field written here (Content, NormalizationOptions, TENSOR_AXIS_LABELS) is as old as
+# the schema itself.
+_MIN_PARSER_VERSION = "1.0.0"
+_MAX_LABEL_BYTES = 16 * 2**20  # ImageNet-21k's labels take 0.5 MiB
+
+# Numbers of the schema's enums and unions.
+_TENSOR_AXIS_LABELS = 2
+_RGB, _GRAYSCALE = 1, 2
+_FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
+_NORMALIZATION_OPTIONS = 1
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a .tflite file says about itself.
+
+    `mean` and `std` are the normalization that the app has to apply to 0..255 pixels, `(x - mean) /
+    std`: (0.0,) and (1.0,) in files from kapps, which normalize in the graph.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    description: str = ""
+    version: str = ""
+    author: str = ""
+    licence: str = ""
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    min_parser_version: str = _MIN_PARSER_VERSION
+
+
+def check_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
+    """The labels as a tuple, one a class, in the order of the model's outputs.
+
+    Raises:
+        InputError: not one label a class, or a label that the one-a-line file cannot hold.
+    """
+    if isinstance(labels, str):
+        raise InputError("labels: expected a list of strings, one a class, got a single string")
+    labels = tuple(labels)
+    for index, label in enumerate(labels):
+        if not isinstance(label, str) or not label.strip() or len(label.splitlines()) != 1:
+            raise InputError(f"labels: label {index} is {label!r}; expected one non-empty line")
+    if len(labels) != classes:
+        raise InputError(f"labels: {len(labels)} labels for a model of {classes} classes")
+    return labels
+
+
+def with_metadata(model: bytes, metadata: Metadata) -> bytes:
+    """The image classifier `model`, a .tflite file's content, with metadata and label file in it.
+
+    Raises:
+        InputError: no .tflite file, or one that carries metadata already.
+    """
+    root = _root(model, "the model")
+    if _metadata_bytes(root) is not None:
+        raise InputError("the model already carries metadata; add it to a freshly converted one")
+    tensors = root.Subgraphs(0).Tensors
+    _, height, width, channels = tensors(root.Subgraphs(0).Inputs(0)).ShapeAsNumpy().tolist()
+    payload = _encode(metadata, height, width, channels)
+    return _with_label_file(_with_buffer(model, root, payload), metadata.labels)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> Metadata:
+    """What the .tflite file at `path` says about itself.
+
+    The file is not trusted: nothing is extracted, and no label file of over 16 MiB is read.
+
+    Raises:
+        InputError: no such file, no .tflite file, no metadata in it, or malformed metadata.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    payload = _metadata_bytes(_root(content, str(path)))
+    if payload is None:
+        raise InputError(f"{path} carries no metadata; convert the model with kapps.tflite.convert")
+    if payload[4:8] != _IDENTIFIER:
+        raise InputError(f"{path}: its metadata is not of the {_IDENTIFIER.decode()} format")
+    try:
+        metadata, label_file = _decode(payload)
+        labels = _read_labels(content, label_file) if label_file else ()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # zipfile alone knows ten ways to fail on a damaged file
+        raise InputError(f"{path}: malformed metadata ({error})") from error
+    return Metadata(labels=labels, **metadata)
+
+
+# The model: a flatbuffer to which a buffer is added, and a zip behind it.
+
+
+def _root(content: bytes, where: str) -> Any:
+    """The model's root table; `schema` is generated code without types."""
+    if len(content) < 8 or content[4:8] != b"TFL3":
+        raise InputError(f"{where} is no .tflite file")
+    return schema.Model.GetRootAs(content, 0)
+
+
+def _metadata_bytes(root: Any) -> bytes | None:
+    try:
+        for index in range(root.MetadataLength()):
+            entry = root.Metadata(index)
+            if entry.Name() == BUFFER_NAME.encode():
+                return root.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
+    except Exception as error:  # the generated code checks nothing
+        raise InputError(f"malformed .tflite file ({error})") from error
+    return None
+
+
+def _with_buffer(model: bytes, root: Any, payload: bytes) -> bytes:
+    """The model with one more buffer and metadata entry.
+
+    The old file stays as it is, as the tail of the new one. A flatbuffer is written back to front
+    and its references are relative and point forward, so a new root in front can refer to
+    everything in the old file. Hence no weight is copied through Python objects, and as the tail
+    moves by a multiple of 16 bytes, all weights stay aligned, as XNNPACK needs them.
+    """
+    tail = model + bytes(-len(model) % 16)
+    builder = flatbuffers.Builder(len(tail) + len(payload) + 65536)
+    builder.CreateByteVector(tail)
+
+    def old(position: int) -> int:
+        return len(tail) - position  # the builder counts from the end of the file
+
+    name = builder.CreateString(BUFFER_NAME)
+    data = _aligned_bytes(builder, payload)
+    schema.BufferStart(builder)
+    schema.BufferAddData(builder, data)
+    buffer = schema.BufferEnd(builder)
+    schema.MetadataStart(builder)
+    schema.MetadataAddName(builder, name)
+    schema.MetadataAddBuffer(builder, root.BuffersLength())
+    entry = schema.MetadataEnd(builder)
+
+    buffers = [old(root.Buffers(i)._tab.Pos) for i in range(root.BuffersLength())]
+    entries = [old(root.Metadata(i)._tab.Pos) for i in range(root.MetadataLength())]
+    new_buffers = _offsets(builder, [*buffers, buffer])
+    new_entries = _offsets(builder, [*entries, entry])
+
+    schema.ModelStart(builder)
+    schema.ModelAddVersion(builder, root.Version())
+    schema.ModelAddBuffers(builder, new_buffers)
+    schema.ModelAddMetadata(builder, new_entries)
+    for slot, add in (
+        (4 + 2 * 1, schema.ModelAddOperatorCodes),
+        (4 + 2 * 2, schema.ModelAddSubgraphs),
+        (4 + 2 * 3, schema.ModelAddDescription),
+        (4 + 2 * 5, schema.ModelAddMetadataBuffer),
+        (4 + 2 * 7, schema.ModelAddSignatureDefs),
+    ):
+        field = root._tab.Offset(slot)
+        if field:
+            add(builder, old(root._tab.Indirect(root._tab.Pos + field)))
+    builder.Finish(schema.ModelEnd(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def _aligned_bytes(builder: flatbuffers.Builder, data: bytes) -> int:
+    builder.StartVector(1, len(data), 16)
+    builder.head = builder.head - len(data)
+    builder.Bytes[builder.head : builder.head + len(data)] = data
+    return builder.EndVector()
+
+
+def _with_label_file(model: bytes, labels: Sequence[str]) -> bytes:
+    # The file starts with the model, so offsets in the archive count from the model's first byte;
+    # stored, not deflated, because the readers map it. The date is fixed: same input, same bytes.
+    output = io.BytesIO()
+    output.write(model)
+    with zipfile.ZipFile(output, "a", compression=zipfile.ZIP_STORED) as archive:
+        info = zipfile.ZipInfo(LABEL_FILE, date_time=(1980, 1, 1, 0, 0, 0))
+        info.external_attr = 0o644 << 16
+        archive.writestr(info, "".join(f"{label}\n" for label in labels))
+    return output.getvalue()
+
+
+def _read_labels(content: bytes, name: str) -> tuple[str, ...]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        info = archive.getinfo(name)
+        if info.file_size > _MAX_LABEL_BYTES:
+            raise InputError(f"its label file {name!r} has {info.file_size} bytes: refused")
+        with archive.open(info) as member:
+            return tuple(member.read(_MAX_LABEL_BYTES).decode("utf-8").splitlines())
+
+
+# The metadata flatbuffer: one helper a kind of value, slots numbered as in the schema.
+
+
+def _encode(metadata: Metadata, height: int, width: int, channels: int) -> bytes:
+    b = flatbuffers.Builder(1024)
+    size = _table(b, {0: ("uint32", width), 1: ("uint32", height)})
+    color = _RGB if channels == 3 else _GRAYSCALE if channels == 1 else 0
+    image = _table(b, {0: ("int8", color), 1: ("offset", size)})
+    scaling = _table(
+        b, {0: ("offset", _floats(b, metadata.mean)), 1: ("offset", _floats(b, metadata.std))}
+    )
+    unit = _table(b, {0: ("uint8", _NORMALIZATION_OPTIONS), 1: ("offset", scaling)})
+    pixels = {
+        0: ("offset", b.CreateString("image")),
+        1: ("offset", b.CreateString(f"Image of {height} x {width} pixels, values 0 to 255.")),
+        3: ("offset", _table(b, {0: ("uint8", _IMAGE_PROPERTIES), 1: ("offset", image)})),
+        4: ("offset", _offsets(b, [unit])),
+        5: ("offset", _range(b, 0.0, 255.0)),
+    }
+    file = _table(
+        b,
+        {
+            0: ("offset", b.CreateString(LABEL_FILE)),
+            1: ("offset", b.CreateString("The name of each class, one a line.")),
+            2: ("int8", _TENSOR_AXIS_LABELS),
+        },
+    )
+    scores = {
+        0: ("offset", b.CreateString("probability")),
+        1: ("offset", b.CreateString("Probability of each class, 0 to 1.")),
+        3: (
+            "offset",
+            _table(b, {0: ("uint8", _FEATURE_PROPERTIES), 1: ("offset", _table(b, {}))}),
+        ),
+        5: ("offset", _range(b, 0.0, 1.0)),
+        6: ("offset", _offsets(b, [file])),
+    }
+    graph = {
+        2: ("offset", _offsets(b, [_table(b, pixels)])),
+        3: ("offset", _offsets(b, [_table(b, scores)])),
+    }
+    root = {
+        0: ("offset", b.CreateString(metadata.name)),
+        1: ("offset", b.CreateString(metadata.description)),
+        2: ("offset", b.CreateString(metadata.version)),
+        3: ("offset", _offsets(b, [_table(b, graph)])),
+        4: ("offset", b.CreateString(metadata.author)),
+        5: ("offset", b.CreateString(metadata.licence)),
+        7: ("offset", b.CreateString(metadata.min_parser_version)),
+    }
+    b.Finish(_table(b, root), file_identifier=_IDENTIFIER)
+    return bytes(b.Output())
+
+
+def _table(b: flatbuffers.Builder, fields: dict[int, tuple[str, int]]) -> int:
+    """A table from slot -> (kind, value); children have been written before it."""
+    b.StartObject(max(fields, default=-1) + 1)
+    for slot, (kind, value) in fields.items():
+        if kind == "offset":
+            b.PrependUOffsetTRelativeSlot(slot, value, 0)
+        elif kind == "int8":
+            b.PrependInt8Slot(slot, value, 0)
+        elif kind == "uint8":
+            b.PrependUint8Slot(slot, value, 0)
+        else:
+            b.PrependUint32Slot(slot, value, 0)
+    return int(b.EndObject())
+
+
+def _offsets(b: flatbuffers.Builder, offsets: Sequence[int]) -> int:
+    b.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        b.PrependUOffsetTRelative(offset)
+    return int(b.EndVector())
+
+
+def _floats(b: flatbuffers.Builder, values: Sequence[float]) -> int:
+    b.StartVector(4, len(values), 4)
+    for value in reversed(values):
+        b.PrependFloat32(value)
+    return int(b.EndVector())
+
+
+def _range(b: flatbuffers.Builder, low: float, high: float) -> int:
+    return _table(b, {0: ("offset", _floats(b, [high])), 1: ("offset", _floats(b, [low]))})
+
+
+# Reading it back: `flatbuffers.Table` checks nothing, callers catch what a bad offset raises.
+
+
+def _decode(payload: bytes) -> tuple[dict[str, Any], str]:
+    """The fields of `Metadata` other than the labels, and the label file's name ("" for none)."""
+    root = flatbuffers.Table(payload, struct.unpack_from("<I", payload)[0])
+    fields: dict[str, Any] = {
+        "name": _text(root, 0),
+        "description": _text(root, 1),
+        "version": _text(root, 2),
+        "author": _text(root, 4),
+        "licence": _text(root, 5),
+        "min_parser_version": _text(root, 7),
+    }
+    label_file = ""
+    for graph in _tables(root, 3)[:1]:
+        for tensor in _tables(graph, 2)[:1]:
+            for unit in _tables(tensor, 4):
+                if _byte(unit, 0) == _NORMALIZATION_OPTIONS:
+                    options = _child(unit, 1)
+                    fields |= {"mean": _numbers(options, 0), "std": _numbers(options, 1)}
+        for tensor in _tables(graph, 3)[:1]:
+            for file in _tables(tensor, 6):
+                if _byte(file, 2) == _TENSOR_AXIS_LABELS and not label_file:
+                    label_file = _text(file, 0)
+    return fields, label_file
+
+
+def _at(table: flatbuffers.Table, slot: int) -> int:
+    """The absolute position of a field, 0 if the table lacks it."""
+    offset = table.Offset(4 + 2 * slot)
+    return int(table.Pos + offset) if offset else 0
+
+
+def _text(table: flatbuffers.Table, slot: int) -> str:
+    at = _at(table, slot)
+    return bytes(table.String(at)).decode("utf-8") if at else ""
+
+
+def _byte(table: flatbuffers.Table, slot: int) -> int:
+    at = _at(table, slot)
+    return int(table.Get(number_types.Uint8Flags, at)) if at else 0
+
+
+def _child(table: flatbuffers.Table, slot: int) -> flatbuffers.Table:
+    at = _at(table, slot)
+    if not at:
+        raise ValueError(f"table without its field {slot}")
+    return flatbuffers.Table(table.Bytes, table.Indirect(at))
+
+
+def _tables(table: flatbuffers.Table, slot: int) -> list[flatbuffers.Table]:
+    offset = table.Offset(4 + 2 * slot)
+    if not offset:
+        return []
+    start, count = table.Vector(offset), table.VectorLen(offset)
+    if start + 4 * count > len(table.Bytes):
+        raise ValueError(f"vector of {count} entries past the end")
+    return [
+        flatbuffers.Table(table.Bytes, table.Indirect(start + 4 * index)) for index in range(count)
+    ]
+
+
+def _numbers(table: flatbuffers.Table, slot: int) -> tuple[float, ...]:
+    offset = table.Offset(4 + 2 * slot)
+    if not offset:
+        return ()
+    start, count = table.Vector(offset), table.VectorLen(offset)
+    return struct.unpack_from(f"<{count}f", table.Bytes, start)

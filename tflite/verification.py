@@ -1,0 +1,149 @@
+"""Is the .tflite file still the model? The check that every conversion has to pass."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from kapps._errors import InputError
+from kapps.tflite.interpreter import Runner
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A file's probabilities against the Keras model's, on real images.
+
+    The model's are first rounded to the steps that the file's output can express (1/256 for uint8),
+    so that what counts is what quantization changed inside.
+
+    Attributes:
+        images: how many images.
+        agreement: share of them, 0 to 1, that the file puts into a class which is the model's best.
+        regret: how much less probable, by the model, the file's class is than the model's best:
+            the mean over the images, 0 to 1. What the model itself expects to lose in top-1.
+        max_error: the largest difference of a probability, over all images and classes.
+        drift: the share of probability that moved to other classes (half the sum of the absolute
+            differences), mean over the images, 0 to 1; comparable whatever the number of classes.
+    """
+
+    images: int
+    agreement: float
+    regret: float
+    max_error: float
+    drift: float
+
+    def __str__(self) -> str:
+        return (
+            f"same class on {self.agreement:.1%} of {self.images} images, regret "
+            f"{self.regret:.2g}, drift {self.drift:.2g}, largest error {self.max_error:.2g}"
+        )
+
+
+class ConversionError(InputError):
+    """The converted file does not do what the model does; `verification` has the figures."""
+
+    def __init__(self, message: str, verification: Verification) -> None:
+        super().__init__(message)
+        self.verification = verification
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The largest regret and drift with which a file passes."""
+
+    regret: float
+    drift: float
+
+
+# Beside each limit the worst that was seen with sound files: LeNet5, MobileNetV3Small and
+# ShuffleNetV2_x0_5 at 32 px, trained on `digits` to 0.99, 0.96 and only 0.77 (an unsure network
+# changes its mind most, and its int8 file was no less accurate), 360 held-out images. For scale,
+# broken ones: pixels in 0..1 instead of 0..255 give a regret of 0.7 to 0.9 and a drift of 0.8 to
+# 0.9; the stem's kernel too large by a quarter 0.1 to 0.2 and 0.15 to 0.4; pixels off by 16, which
+# hardly changes a class, a drift of 0.006 to 0.28.
+LIMITS = {
+    #                regret  drift       seen: regret, drift
+    "float32": Limit(0.0001, 0.0001),  #     0       0.0000012
+    "float16": Limit(0.002, 0.01),  #        0       0.0023
+    "dynamic": Limit(0.01, 0.05),  #         0.0011  0.019
+    "int8": Limit(0.05, 0.2),  #             0.025   0.096
+}
+
+_REMEDY = {
+    "float32": "Please report it: a float32 file has to be exact.",
+    "float16": "Use float32, or look for weights beyond the range of float16.",
+    "dynamic": "Use float16.",
+    "int8": "Calibrate on more images, of all classes and such as the model will see, or use "
+    "float16.",
+}
+
+
+def verify(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    images: np.ndarray,
+    quantization: str,
+    *,
+    where: str | None = None,
+) -> Verification:
+    """Compares the file at `path` with the Keras `model` on real images.
+
+    Args:
+        model: the model that the file came from.
+        path: the file.
+        images: (n, height, width, channels) in 0..255.
+        quantization: whose limit applies.
+        where: what to call the file in errors, by default `path`.
+
+    Raises:
+        InputError: the model's outputs are no probabilities.
+        ConversionError: the file is beyond the limit of its quantization.
+    """
+    expected = predict(model, images)
+    # This and the next condition are written so that nan fails.
+    if not (expected.min() >= 0 and np.abs(expected.sum(axis=1) - 1).max() <= 1e-3):
+        raise InputError(
+            f"model {model.name!r} returns no probabilities; "
+            'build it with classifier_activation="softmax"'
+        )
+    runner = Runner(path)
+    figures = compare(expected, runner.predict(images), step=runner.output_quantization[0])
+    limit = LIMITS[quantization]
+    if not (figures.regret <= limit.regret and figures.drift <= limit.drift):
+        raise ConversionError(
+            f"{where or path}: the {quantization} file does not do what the model does: {figures} "
+            f"(at most {limit.regret:g} and {limit.drift:g}). {_REMEDY[quantization]}",
+            figures,
+        )
+    return figures
+
+
+def compare(expected: np.ndarray, actual: np.ndarray, *, step: float = 0.0) -> Verification:
+    """The figures for two arrays of probabilities (images, classes).
+
+    `step` is the distance of two probabilities that `actual` can express, 0 for floats.
+    """
+    if step:
+        expected = np.rint(expected / step) * step
+    best = expected.max(axis=1)
+    chosen = expected[np.arange(len(expected)), actual.argmax(axis=1)]
+    error = np.abs(expected - actual)
+    return Verification(
+        images=len(expected),
+        agreement=float((chosen == best).mean()),
+        regret=float((best - chosen).mean()),
+        max_error=float(error.max()),
+        drift=float(error.sum(axis=1).mean() / 2),
+    )
+
+
+def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """The model's outputs for images in 0..255: float32 (n, classes)."""
+    outputs = [
+        keras.ops.convert_to_numpy(model(images[start : start + 64].astype("float32")))
+        for start in range(0, len(images), 64)
+    ]
+    return np.concatenate(outputs)
