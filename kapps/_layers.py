@@ -46,7 +46,9 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def _pad(x: KerasTensor, kernel: int, stride: int, padding: Padding, path: str):
+def _pad(
+    x: KerasTensor, kernel: int, stride: int, padding: Padding, path: str
+) -> tuple[KerasTensor, Padding]:
     """The input and the `padding` argument for a Keras layer that is to pad as `padding` says."""
     if padding != "symmetric":
         return x, padding

@@ -6,6 +6,7 @@ Layer names are those of timm's `mobilenetv3_small_100`, to whose logits the net
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from keras import KerasTensor, layers
 
@@ -14,9 +15,11 @@ from kapps._layers import act, bn, conv, make_divisible
 from kapps._mbconv import MBConv
 from kapps._model import Architecture, Net, model
 
-# Table 2 of the paper, a stage a line, a block a tuple:
+_Block = tuple[int, int, int, bool, str, int]
+
+# Table 2 of the paper, a block a tuple, stage by stage:
 # kernel, expanded channels, filters, squeeze-and-excitation, activation, stride
-_SMALL = (
+_SMALL: Sequence[Sequence[_Block]] = (
     ((3, 16, 16, True, "relu", 2),),
     ((3, 72, 24, False, "relu", 2), (3, 88, 24, False, "relu", 1)),
     (
@@ -33,7 +36,7 @@ _SMALL = (
 )
 
 
-def mobilenet_v3(stages: tuple, head_filters: int) -> Architecture:
+def mobilenet_v3(stages: Sequence[Sequence[_Block]], head_filters: int) -> Architecture:
     """A MobileNetV3 of these stages; `head_filters` is the width of the last hidden layer."""
     block = MBConv("symmetric", bn, functools.partial(_layers.se, gate="hard_sigmoid"))
 

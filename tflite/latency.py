@@ -59,7 +59,7 @@ def measure(
     min_runs: int = 64,
     min_seconds: float = 1.0,
     time_limit: float = 600.0,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> list[Latency]:
     """Measures .tflite files on this machine, one image at a time, in turns, in a fresh process.
 
