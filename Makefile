@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV = .venv
 OUTPUT = build/demo
 PYTEST_ARGS =
-PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
+# Without setuptools' general advice on editable installs.
+PIP = PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 
 # MediaPipe needs absl-py 2 and tensorflow-model-optimization absl-py 1: it has its own environment,
 # and the tests classify with it in a child process (tests/conftest.py).
@@ -52,16 +53,18 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV)/bin; \
 	  echo "make: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3-venv" >&2; exit 2; }
 
-# One stamp an extra: set up again only when the requirements change.
+# One stamp an extra: set up again only when the requirements change. The pip that comes with Python
+# 3.10 searches for minutes where today's takes seconds.
 $(VENV)/.all $(VENV)/.dev: $(VENV)/.%: pyproject.toml setup.py | $(VENV)/bin/python
 	@echo 'setting up $(VENV) for kapps[$*]; the first time this downloads about 1 GB'
-	@$(PIP) --editable '.[$*]' || { \
+	@$(PIP) --upgrade pip && $(PIP) --editable '.[$*]' || { \
 	  echo 'make: the packages could not be installed; is a package index within reach?' >&2; exit 2; }
 	@touch $@
 
 $(MEDIAPIPE_VENV)/.done: pyproject.toml | $(VENV)/bin/python
 	@echo 'setting up $(MEDIAPIPE_VENV) for kapps[mediapipe]'
 	@$(VENV)/bin/python -m venv $(MEDIAPIPE_VENV)
-	@$(MEDIAPIPE_VENV)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[mediapipe]' || { \
+	@PYTHONWARNINGS=ignore $(MEDIAPIPE_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+	  --editable '.[mediapipe]' || { \
 	  echo 'make: MediaPipe could not be installed; is a package index within reach?' >&2; exit 2; }
 	@touch $@

@@ -130,7 +130,7 @@ def host_device() -> str:
 
 
 def _run(
-    request: dict[str, Any], time_limit: float, progress: Callable[[float], None]
+    request: dict[str, Any], time_limit: float, progress: Callable[[float], object]
 ) -> list[dict[str, Any]]:
     """The child's results, one for each path; follows the lines that it writes on the way."""
     last: dict[str, Any] = {}
