@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 
 import keras
@@ -106,14 +104,13 @@ def test_the_model_is_left_as_it_was(net, conversions):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", kapps.list_models())
-def test_every_model_converts(name, digits, tmp_path):
+def test_every_model_converts(name, digits, tmp_path, mediapipe_scores):
     keras.utils.set_random_seed(0)
     model = getattr(kapps, name)(input_shape=(32, 32, 3), classes=10)
     images = digits[1][0][:16].repeat(2, axis=1).repeat(2, axis=2)
     for quantization in ("float32", "int8"):
-        result = convert(
-            model, tmp_path / "model.tflite", quantization=quantization, calibration=images
-        )
+        path = tmp_path / f"{quantization}.tflite"
+        result = convert(model, path, quantization=quantization, calibration=images)
         operations = _builtin_operations(result.path)
         assert not operations & {"CUSTOM", "SHAPE", "STRIDED_SLICE", "PACK", "BROADCAST_TO"} - {
             "STRIDED_SLICE" if name.startswith("ShuffleNetV2") else ""  # its channel split
@@ -121,28 +118,18 @@ def test_every_model_converts(name, digits, tmp_path):
         if quantization == "float32":
             assert result.verification.max_error < 1e-5
             assert Runner(result.path).delegate_pieces == 1
+    files = [tmp_path / f"{quantization}.tflite" for quantization in ("float32", "int8")]
+    for file, scores in mediapipe_scores(files, images[:4]).items():
+        np.testing.assert_allclose(scores, Runner(file).predict(images[:4]), atol=1e-5)
 
 
 # MediaPipe: the code that runs in Android apps.
 
 
-def test_mediapipe_classifies_as_the_interpreter_does(
-    conversions, digits, mediapipe_python, tmp_path
-):
+def test_mediapipe_classifies_as_the_interpreter_does(conversions, digits, mediapipe_scores):
     images, truth = digits[1][0][:12], digits[1][1][:12]
-    np.save(tmp_path / "images.npy", images)
-    files = [str(conversions[quantization].path) for quantization in ("float32", "int8")]
-    script = Path(__file__).with_name("mediapipe_classify.py")
-    child = subprocess.run(
-        [mediapipe_python, str(script), str(tmp_path / "images.npy"), *files],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr
-    results = json.loads(child.stdout)
-    for file in files:
-        scores = np.array([[image[label] for label in LABELS] for image in results[file]])
+    files = [conversions[quantization].path for quantization in ("float32", "int8")]
+    for file, scores in mediapipe_scores(files, images).items():
         np.testing.assert_allclose(scores, Runner(file).predict(images), atol=1e-5)
         assert (scores.argmax(axis=1) == truth).mean() > 0.8
 
