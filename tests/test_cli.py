@@ -1,0 +1,173 @@
+"""The binaries as a user runs them: help, results, and one line for each mistake."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+import kapps
+from kapps.tools import cli
+
+TRAIN = "train --model=LeNet5 --dataset=digits --workdir={tmp}/run --image_size=32"
+
+# What is typed, and what the single line of the answer has to hold. The first ones are typed to a
+# new process, which takes seconds to import TensorFlow; the rest runs the same module in this one.
+MISTAKES = {
+    TRAIN.replace("LeNet5", "MobileNetV3Smal"): "unknown model 'MobileNetV3Smal'; did you mean "
+    "MobileNetV3Small",
+    TRAIN + " --epoch=3": "Unknown command line flag 'epoch'. Did you mean: epochs",
+    TRAIN.replace("digits", "folder:{tmp}/false"): "{tmp}/false/cat/1.jpg is no image",
+    "train": "--model and --dataset and --workdir must be given",
+    TRAIN.replace("digits", "digit"): "unknown dataset 'digit'; did you mean digits",
+    TRAIN + " --recipe=digit": "unknown recipe 'digit'; did you mean digits",
+    TRAIN
+    + " --strategy=multi-worker": "unknown strategy 'multi-worker'; did you mean multi_worker",
+    TRAIN + " --epochs=many": "flag --epochs=many",
+    TRAIN + " --batch_size=0": "batch_size must be at least 1, not 0",
+    TRAIN + " now": "unexpected argument 'now'",
+    TRAIN.replace("digits", "folder:{tmp}/gone"): "there is no folder {tmp}/gone",
+    TRAIN.replace("{tmp}/run", "{tmp}/file/run"): "cannot write {tmp}/file/run/config.json",
+    TRAIN + " --weights={tmp}/no.safetensors": "{tmp}/no.safetensors",
+    "evaluate --workdir={tmp}": "{tmp} holds no finished run",
+    "evaluate --workdir={tmp} --weights=x": "give either --workdir",
+    "evaluate --model=LeNet5 --weights=x --dataset=digits --crop=7": "flag --crop=7",
+}
+GOOD = TRAIN.replace("/run", "/good") + " --recipe=digits --epochs=1"
+IN_A_PROCESS = [*list(MISTAKES)[:3], "train --help", GOOD]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    code: int | str | None
+    stdout: str
+    stderr: str
+
+
+def start(command: str) -> Answer:
+    binary, *arguments = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, "-m", f"kapps.tools.{binary}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(command: str, capsys: pytest.CaptureFixture[str]) -> Answer:
+    """As `python -m`, in this process; the flags that the binary defined are undefined again."""
+    binary, *arguments = shlex.split(command)
+    before = set(flags.FLAGS)
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(sys, "argv", [binary, *arguments])
+        try:
+            runpy.run_module(f"kapps.tools.{binary}", run_name="__main__", alter_sys=True)
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+    return Answer(caught.value.code, *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp = tmp_path_factory.mktemp("cli")
+    for name in ("cat", "dog"):
+        (tmp / "false" / name).mkdir(parents=True)
+        (tmp / "false" / name / "1.jpg").write_text("no image")
+    (tmp / "file").write_text("")
+    return tmp
+
+
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> dict[str, Answer]:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        done = pool.map(lambda command: start(command.format(tmp=folder)), IN_A_PROCESS)
+        return dict(zip(IN_A_PROCESS, done, strict=True))
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_gets_one_line(
+    answers: dict[str, Answer], folder: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    before = sorted(folder.rglob("*"))
+    answer = answers.get(command) or run_here(command.format(tmp=folder), capsys)
+    assert answer.code == 2, answer.stderr
+    assert "Traceback" not in answer.stderr
+    program = "kapps-" + command.split()[0]
+    lines = [line for line in answer.stderr.splitlines() if line.startswith(f"{program}: error: ")]
+    assert len(lines) == 1, answer.stderr
+    assert answer.stderr.endswith(lines[0] + "\n")
+    assert MISTAKES[command].format(tmp=folder) in lines[0]
+    assert not answer.stdout
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_help(answers: dict[str, Answer]) -> None:
+    answer = answers["train --help"]
+    assert answer.code == 0, answer.stderr
+    assert "usage: kapps-train [flags]" in answer.stdout
+    names = "model dataset data_dir workdir recipe strategy batch_size epochs learning_rate seed"
+    for name in [*names.split(), "image_size", "weights"]:
+        assert f"\n  --{name}: " in answer.stdout
+
+
+def test_train_and_evaluate(
+    answers: dict[str, Answer], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = answers[GOOD]
+    assert answer.code == 0, answer.stderr
+    assert answer.stdout.startswith("LeNet5: validation top-1 0.") and "img/s" in answer.stderr
+    by_run = run_here(
+        f"evaluate --workdir={folder}/good --split=test --json={folder}/test.json", capsys
+    )
+    assert not by_run.code, by_run.stderr
+    figures = json.loads((folder / "test.json").read_text())
+    assert figures["images"] == 360 and figures["split"] == "test"
+    assert f"digits test: top-1 {figures['top1']:.4f}, top-5 {figures['top5']:.4f}" in by_run.stdout
+    by_file = run_here(
+        f"evaluate --model=LeNet5 --weights={folder}/good/weights.safetensors --dataset=digits "
+        "--image_size=32 --split=test",
+        capsys,
+    )
+    assert by_file.stdout == by_run.stdout
+
+
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that no command of ours can be made to end with at will."""
+
+    def ends_with(outcome: object) -> int | str | None:
+        def main(argv: list[str]) -> int | None:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/kapps-tidy"])
+        with pytest.raises(SystemExit) as caught:
+            cli.run(main)
+        return caught.value.code
+
+    try:
+        assert ends_with(None) is None
+        assert ends_with(3) == 3
+        assert ends_with(KeyboardInterrupt()) == 130
+        assert ends_with(kapps.InputError("two\nlines")) == 2
+        assert "kapps-tidy: error: two lines\n" in capsys.readouterr().err
+        with pytest.raises(RuntimeError, match="a bug keeps its traceback"):
+            monkeypatch.setattr(sys, "argv", ["kapps-tidy"])
+            cli.run(lambda argv: (_ for _ in ()).throw(RuntimeError("a bug keeps its traceback")))
+    finally:
+        flags.FLAGS.unparse_flags()

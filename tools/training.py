@@ -1,0 +1,602 @@
+"""The training loop: one for a CPU, several GPUs and several machines.
+
+`train(TrainConfig(...))` leaves in the run's folder:
+
+    config.json           what the run was started with
+    checkpoints/          the last three epochs; running the same again continues from the last
+    tensorboard/          scalars by epoch
+    weights.safetensors   the weights after the last epoch
+    result.json           accuracy on the validation images, and the history
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+import kapps
+from kapps._errors import InputError
+from kapps._files import atomic_write
+from kapps.tools import data, pipeline
+from kapps.tools.checkpoints import Checkpoints, State
+from kapps.tools.distribution import is_chief, make_strategy
+from kapps.tools.recipes import Recipe, get_recipe
+
+_REFRESH_SECONDS = 0.5  # of the progress bar; each refresh waits for the device
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. What is None is as the recipe says."""
+
+    model: str
+    dataset: str
+    workdir: str
+    data_dir: str | None = None
+    recipe: str | Recipe = "default"
+    strategy: str = "none"
+    batch_size: int | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    image_size: int | None = None
+    weights: str | None = None
+    """A file of weights to start from; None: random ones."""
+
+    def resolved(self) -> Recipe:
+        """The recipe with this run's own values in it.
+
+        Raises:
+            InputError: the recipe is unknown, or a value is out of range.
+        """
+        recipe = get_recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
+        names = ("batch_size", "epochs", "learning_rate", "image_size")
+        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(recipe, **own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How well a model does on a split; accuracies are shares, 0 to 1."""
+
+    top1: float
+    top5: float
+    """Whether the class is among the five most probable ones."""
+    loss: float
+    """Mean cross-entropy, nats."""
+    images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    model: str
+    weights: str
+    """The file of the final weights."""
+    epochs: int
+    """Those trained; fewer than asked for if validation said that it was enough."""
+    steps: int
+    validation: Evaluation
+    history: tuple[dict[str, float], ...]
+    """An entry for each epoch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run, to evaluate or to convert."""
+
+    model: keras.Model
+    """With softmax."""
+    dataset: str
+    data_dir: str | None
+    class_names: tuple[str, ...]
+    image_size: int
+    crop: float
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
+    """Trains a network, from where an earlier run in the same folder has stopped.
+
+    The weights of the last epoch are the result, not the best ones of the history: picking the
+    best by its validation accuracy would make that figure a flattering one, and with a falling
+    learning rate the last ones are as good.
+
+    Args:
+        config: the run.
+        progress: whether to show a progress bar and a line for each epoch on stderr.
+
+    Raises:
+        InputError: an argument, a file or a folder is at fault; the message says which.
+    """
+    recipe = config.resolved()
+    builder = kapps.get_builder(config.model)
+    strategy = make_strategy(config.strategy)
+    dataset = data.load(config.dataset, config.data_dir)
+    workdir = Path(config.workdir)
+    settings = _settings(config, recipe, dataset)
+    _check_same_run(workdir, settings)
+    finished = _finished(workdir)
+    if finished is not None:
+        if progress:
+            print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
+        return finished
+    if len(dataset.train) < recipe.batch_size:
+        raise InputError(
+            f"a batch of {recipe.batch_size} images is more than the {len(dataset.train)} training "
+            f"images of {config.dataset}; choose a smaller --batch_size"
+        )
+
+    with strategy.scope():
+        keras.utils.set_random_seed(config.seed)
+        model = builder(
+            weights=config.weights,
+            input_shape=(recipe.image_size, recipe.image_size, 3),
+            classes=len(dataset.class_names),
+            classifier_activation=None,
+        )
+        optimizer = _optimizer(recipe, len(dataset.train) // recipe.batch_size)
+        optimizer.build(model.trainable_variables)
+        optimizer.exclude_from_weight_decay(  # biases and normalization
+            var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
+        )
+    _prepare_layers(model, optimizer, recipe, strategy, config.seed)
+
+    chief = is_chief(strategy)
+    if chief:
+        _write_json(workdir / "config.json", settings)
+    loop = _Loop(strategy, model, optimizer, recipe, dataset, config.seed)
+    checkpoints = Checkpoints(workdir / "checkpoints", strategy, model, optimizer)
+    checkpoints.restore()
+    state = checkpoints.state
+    if progress and chief:
+        if dataset.note:
+            print(dataset.note, file=sys.stderr)
+        if state.epoch:
+            print(f"{workdir}: going on after epoch {state.epoch}", file=sys.stderr)
+    _run_epochs(loop, checkpoints, workdir, config.model, progress and chief)
+
+    weights = workdir / "weights.safetensors"
+    result = TrainResult(
+        model=config.model,
+        weights=str(weights),
+        epochs=state.epoch,
+        steps=int(optimizer.iterations.numpy()),
+        validation=Evaluation(**state.validation),
+        history=tuple(state.history),
+    )
+    if chief:
+        kapps.save_weights(model, weights)
+        _write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
+    return result
+
+
+def evaluate(
+    model: keras.Model,
+    source: data.Source,
+    *,
+    image_size: int,
+    crop: float = 1.0,
+    batch_size: int = 64,
+    from_logits: bool = False,
+) -> Evaluation:
+    """Accuracy of a model that gives probabilities (or logits) on every image of a split, once."""
+    if not len(source):
+        raise InputError("there are no images to evaluate on")
+    loader = pipeline.Loader(source, image_size, crop)
+    step = _evaluation_step(tf.distribute.get_strategy(), model, from_logits)
+    order = pipeline.evaluation_order(len(source), min(batch_size, len(source)))
+    with _named_errors(loader):
+        sums = sum(step(batch).numpy().astype(float) for batch in loader.batches(order))
+    return _evaluation(sums)
+
+
+def load_run(workdir: str | os.PathLike[str]) -> Run:
+    """The model of a finished run, with what is needed to use it.
+
+    Raises:
+        InputError: there is no finished run in the folder.
+    """
+    folder = Path(workdir)
+    settings = _read_json(folder / "config.json")
+    weights = folder / "weights.safetensors"
+    if settings is None or not weights.is_file():
+        raise InputError(
+            f"{folder} holds no finished run (config.json and weights.safetensors); train with "
+            f"--workdir={folder} first"
+        )
+    try:
+        size, names = int(settings["image_size"]), tuple(settings["class_names"])
+        model = kapps.get_builder(settings["model"])(
+            weights=weights, input_shape=(size, size, 3), classes=len(names)
+        )
+        return Run(
+            model, settings["dataset"], settings["data_dir"], names, size, float(settings["crop"])
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / 'config.json'} is not of a kapps training run: {error!r}"
+        ) from error
+
+
+class _Loop:
+    """The steps of a run, and what they work on."""
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        recipe: Recipe,
+        dataset: data.Dataset,
+        seed: int,
+    ) -> None:
+        self.strategy, self.model, self.optimizer = strategy, model, optimizer
+        self.recipe, self.dataset, self.seed = recipe, dataset, seed
+        self._train_loader = pipeline.Loader(
+            dataset.train, recipe.image_size, recipe.crop, recipe.augment, recipe.crop_area
+        )
+        self._validation_loader = pipeline.Loader(
+            dataset.validation, recipe.image_size, recipe.crop
+        )
+        self._train_step = _train_step(strategy, model, optimizer, recipe)
+        self._evaluation_step = _evaluation_step(strategy, model, from_logits=True)
+
+    def train_epoch(self, epoch: int) -> Iterator[tf.Tensor]:
+        """Runs the steps of an epoch; each yields the sums (loss, hits) over its batch."""
+        recipe = self.recipe
+        order = pipeline.training_order(
+            self.seed, epoch, len(self.dataset.train), recipe.batch_size
+        )
+        with _named_errors(self._train_loader):
+            for batch in self._distributed(self._train_loader, order, epoch):
+                yield self._train_step(batch)
+
+    def validate(self) -> Evaluation:
+        """Runs over the validation images, each once."""
+        images, replicas = len(self.dataset.validation), self.strategy.num_replicas_in_sync
+        batch_size = -(-min(self.recipe.batch_size, images) // replicas) * replicas
+        order = pipeline.evaluation_order(images, batch_size)
+        with _named_errors(self._validation_loader):
+            sums = np.zeros(4)
+            for batch in self._distributed(self._validation_loader, order, 0):
+                sums += self._evaluation_step(batch).numpy()
+        return _evaluation(sums)
+
+    def _distributed(self, loader: pipeline.Loader, order: np.ndarray, epoch: int) -> Any:
+        def worker_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            share = pipeline.worker_share(
+                order,
+                context.input_pipeline_id,
+                context.num_input_pipelines,
+                context.num_replicas_in_sync,
+            )
+            return loader.batches(share, self.seed, epoch)
+
+        return self.strategy.distribute_datasets_from_function(worker_batches)
+
+
+def _train_step(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    recipe: Recipe,
+) -> Callable[[Any], tf.Tensor]:
+    """A step over a global batch; returns the sums (loss, hits) over its images."""
+
+    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            classes = logits.shape[-1]
+            targets = tf.one_hot(labels, classes) * (1 - recipe.label_smoothing)
+            targets += recipe.label_smoothing / classes
+            loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            # The gradients are summed over the replicas.
+            scaled = loss / recipe.batch_size
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(scaled, variables), variables)
+        hits = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == labels, tf.float32))
+        return tf.stack([loss, hits])
+
+    # No XLA: it makes the training of convolutions on a CPU ten times slower.
+    @tf.function
+    def step(batch: Any) -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(replica_step, args=batch), axis=None)
+
+    return step
+
+
+def _evaluation_step(
+    strategy: tf.distribute.Strategy, model: keras.Model, from_logits: bool
+) -> Callable[[Any], tf.Tensor]:
+    """A step over a global batch; returns the sums (loss, hits, hits of five, images)."""
+
+    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        outputs = model(images, training=False)
+        real = labels != pipeline.PADDING
+        labels = tf.where(real, labels, 0)
+        loss = keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits)
+        five = min(5, outputs.shape[-1])
+        sums = [
+            loss,
+            tf.argmax(outputs, -1) == labels,
+            tf.math.in_top_k(labels, outputs, five),
+            tf.ones_like(loss),
+        ]
+        return tf.stack([tf.reduce_sum(tf.where(real, tf.cast(x, tf.float32), 0)) for x in sums])
+
+    @tf.function
+    def step(batch: Any) -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(replica_step, args=batch), axis=None)
+
+    return step
+
+
+def _evaluation(sums: np.ndarray) -> Evaluation:
+    loss, top1, top5, images = (float(x) for x in sums)
+    return Evaluation(top1 / images, top5 / images, loss / images, int(images))
+
+
+def _run_epochs(
+    loop: _Loop,
+    checkpoints: Checkpoints,
+    workdir: Path,
+    title: str,
+    show: bool,
+) -> None:
+    recipe, state = loop.recipe, checkpoints.state
+    steps = len(loop.dataset.train) // recipe.batch_size
+    per_epoch = steps * recipe.batch_size
+    writer = (
+        tf.summary.create_file_writer(os.fspath(workdir / "tensorboard"))
+        if is_chief(loop.strategy)
+        else tf.summary.create_noop_writer()
+    )
+    with (
+        writer.as_default(),
+        tqdm(
+            total=recipe.epochs * per_epoch,
+            initial=state.epoch * per_epoch,
+            unit="img",
+            disable=not show,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+            dynamic_ncols=True,
+        ) as bar,
+    ):
+        while state.epoch < recipe.epochs and not _is_enough(state, recipe):
+            bar.set_description(f"{title} epoch {state.epoch + 1}/{recipe.epochs}")
+            start = time.monotonic()
+            loss, accuracy = _train_epoch(loop, state.epoch, bar)
+            seconds = time.monotonic() - start
+            validation = loop.validate()
+            if not math.isfinite(validation.loss):
+                raise _diverged(state.epoch)
+            state.epoch += 1
+            good = recipe.stop_at is not None and validation.top1 >= recipe.stop_at
+            state.good_epochs = state.good_epochs + 1 if good else 0
+            state.validation = dataclasses.asdict(validation)
+            row = {
+                "train_loss": loss,
+                "train_top1": accuracy,
+                "validation_loss": validation.loss,
+                "validation_top1": validation.top1,
+                "learning_rate": float(loop.optimizer.learning_rate.numpy()),
+                "images_per_second": per_epoch / seconds,
+            }
+            state.history.append({"epoch": state.epoch, **row})
+            for name, value in row.items():
+                _write_scalar(name.replace("_", "/", 1), value, state.epoch)
+            writer.flush()
+            checkpoints.save()
+            if show:
+                bar.write(
+                    f"{title} epoch {state.epoch}: loss {loss:.4f}, top-1 {accuracy:.4f}; "
+                    f"validation loss {validation.loss:.4f}, top-1 {validation.top1:.4f}; "
+                    f"{per_epoch / seconds:.0f} images/s",
+                    file=sys.stderr,
+                )
+
+
+def _train_epoch(loop: _Loop, epoch: int, bar: tqdm[Any]) -> tuple[float, float]:
+    """Mean loss and accuracy over the images of an epoch, each as it was trained on."""
+    sums, images = np.zeros(2), 0
+    waiting: list[tf.Tensor] = []
+
+    def collect() -> None:
+        nonlocal images
+        for step_sums in waiting:
+            sums.__iadd__(step_sums.numpy())
+        if not np.isfinite(sums[0]):
+            raise _diverged(epoch)
+        done = len(waiting) * loop.recipe.batch_size
+        images += done
+        waiting.clear()
+        bar.set_postfix(
+            loss=f"{sums[0] / images:.3f}", top1=f"{sums[1] / images:.3f}", refresh=False
+        )
+        bar.update(done)
+
+    last = time.monotonic()
+    for step_sums in loop.train_epoch(epoch):
+        waiting.append(step_sums)
+        if time.monotonic() - last > _REFRESH_SECONDS:
+            collect()
+            last = time.monotonic()
+    collect()
+    return float(sums[0] / images), float(sums[1] / images)
+
+
+def _is_enough(state: State, recipe: Recipe) -> bool:
+    return recipe.stop_at is not None and state.good_epochs >= recipe.stop_patience
+
+
+def _diverged(epoch: int) -> InputError:
+    return InputError(
+        f"the loss is no number any more in epoch {epoch + 1}; choose a smaller --learning_rate "
+        "and another --workdir"
+    )
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A recipe's learning rate by step."""
+
+    def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
+        self.recipe = recipe
+        self.warmup = recipe.warmup_epochs * steps_per_epoch
+        self.steps = recipe.epochs * steps_per_epoch
+
+    def __call__(self, step: Any) -> Any:
+        step = tf.cast(step, tf.float32)
+        done = tf.clip_by_value((step - self.warmup) / max(self.steps - self.warmup, 1), 0.0, 1.0)
+        rate = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + tf.cos(math.pi * done)),
+            "linear": 1 - done,
+        }[self.recipe.schedule]
+        return self.recipe.learning_rate * rate * tf.minimum((step + 1) / max(self.warmup, 1), 1.0)
+
+
+def _optimizer(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    schedule = Schedule(recipe, steps_per_epoch)
+    if recipe.optimizer == "adamw":
+        return keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
+    return keras.optimizers.SGD(
+        schedule, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+
+
+def _prepare_layers(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    recipe: Recipe,
+    strategy: tf.distribute.Strategy,
+    seed: int,
+) -> None:
+    """Batch norm as the recipe and the replicas want it; dropout by step instead of by history."""
+    for i, layer in enumerate(model.layers):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = strategy.num_replicas_in_sync > 1
+            if recipe.bn_momentum is not None:
+                layer.momentum = recipe.bn_momentum
+        generator = getattr(layer, "seed_generator", None)
+        if generator is not None:
+            generator.next = _seed_by_step(seed, i, optimizer, strategy)
+
+
+def _seed_by_step(
+    seed: int, layer: int, optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy
+) -> Callable[..., tf.Tensor]:
+    """In place of Keras's counter, which gives all replicas the same numbers."""
+    own = int(np.random.SeedSequence([seed, layer]).generate_state(1)[0])
+
+    def next_seed(ordered: bool = True) -> tf.Tensor:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        step = tf.cast(optimizer.iterations.value, tf.int64)
+        draw = step * strategy.num_replicas_in_sync + tf.cast(replica, tf.int64)
+        return tf.stack([tf.constant(own, tf.int64), draw])
+
+    return next_seed
+
+
+def _settings(config: TrainConfig, recipe: Recipe, dataset: data.Dataset) -> dict[str, Any]:
+    """What makes a run what it is: all of it, but for the machines that it runs on."""
+    settings = dataclasses.asdict(recipe)
+    for text in ("source", "command", "expected"):
+        del settings[text]
+    return {
+        "model": config.model,
+        "dataset": config.dataset,
+        "data_dir": config.data_dir,
+        "class_names": list(dataset.class_names),
+        "images": len(dataset.train),
+        "seed": config.seed,
+        "weights": config.weights,
+        **settings,
+    }
+
+
+def _check_same_run(workdir: Path, settings: dict[str, Any]) -> None:
+    earlier = _read_json(workdir / "config.json")
+    if earlier is None:
+        return
+    differing = [
+        f"{name} was {earlier.get(name)!r} and is {value!r}"
+        for name, value in settings.items()
+        if name != "data_dir" and earlier.get(name) != value
+    ]
+    if differing:
+        raise InputError(
+            f"{workdir} holds another run: {'; '.join(differing)}. Choose another --workdir, or "
+            "the same flags to go on"
+        )
+
+
+def _finished(workdir: Path) -> TrainResult | None:
+    """The result of an earlier run, if it came to its end."""
+    values = _read_json(workdir / "result.json")
+    weights = workdir / "weights.safetensors"
+    if values is None or not weights.is_file():
+        return None
+    try:
+        values["weights"] = str(weights)
+        values["validation"] = Evaluation(**values["validation"])
+        values["history"] = tuple(values["history"])
+        return TrainResult(**values)
+    except (KeyError, TypeError) as error:
+        raise _damaged(workdir / "result.json") from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if there is no such file."""
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):  # writing there tells of the second
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _damaged(path) from error
+    if not isinstance(values, dict):
+        raise _damaged(path)
+    return values
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged; delete it, or choose another --workdir")
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def _named_errors(loader: pipeline.Loader) -> Iterator[None]:
+    """What TensorFlow makes of a bad image back into the error that names it."""
+    try:
+        yield
+    except tf.errors.OpError:
+        if loader.error is not None:
+            raise loader.error from None
+        raise
+
+
+def _write_scalar(name: str, value: float, step: int) -> None:
+    """As `tf.summary.scalar`, which is part of the package tensorboard; the viewer is optional."""
+    metadata = tf.compat.v1.SummaryMetadata(
+        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    )
+    tf.summary.write(name, tf.constant(value, tf.float32), step, metadata)
