@@ -41,6 +41,8 @@ MISTAKES = {
     "evaluate --workdir={tmp}": "{tmp} holds no finished run",
     "evaluate --workdir={tmp} --weights=x": "give either --workdir",
     "evaluate --model=LeNet5 --weights=x --dataset=digits --crop=7": "flag --crop=7",
+    "evaluate --model=LeNet5 --weights={tmp}/six.safetensors --dataset=digits "
+    "--image_size=32": "six.safetensors has 6 classes and the model 10",
 }
 GOOD = TRAIN.replace("/run", "/good") + " --recipe=digits --epochs=1"
 IN_A_PROCESS = [*list(MISTAKES)[:3], "train --help", GOOD]
@@ -89,6 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (tmp / "false" / name).mkdir(parents=True)
         (tmp / "false" / name / "1.jpg").write_text("no image")
     (tmp / "file").write_text("")
+    kapps.save_weights(kapps.LeNet5(input_shape=(32, 32, 3), classes=6), tmp / "six.safetensors")
     return tmp
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 from absl import flags
 
@@ -62,11 +63,18 @@ def main(argv: list[str]) -> int | None:
         dataset = data.load(dataset_name, _DATA_DIR.value)
         image_size = 224 if _IMAGE_SIZE.value is None else _IMAGE_SIZE.value
         crop = 1.0 if _CROP.value is None else _CROP.value
-        model = builder(
-            weights=_WEIGHTS.value,
-            input_shape=(image_size, image_size, 3),
-            classes=len(dataset.class_names),
-        )
+        try:
+            with warnings.catch_warnings():
+                # Weights of another number of classes load with a warning: their classifier
+                # is random then, and its accuracy means nothing.
+                warnings.simplefilter("error", UserWarning)
+                model = builder(
+                    weights=_WEIGHTS.value,
+                    input_shape=(image_size, image_size, 3),
+                    classes=len(dataset.class_names),
+                )
+        except UserWarning as warning:
+            raise InputError(f"{warning}; evaluate on the data set of these weights") from warning
     result = training.evaluate(
         model,
         dataset.split(_SPLIT.value),

@@ -113,10 +113,11 @@ RECIPES: dict[str, Recipe] = {
         source="tuned for scikit-learn's 1,797 digits, of which 1,197 are for training",
         command="kapps-train --model=MobileNetV3Small --dataset=digits --recipe=digits "
         "--workdir=DIR",
-        expected="validation top-1 of 0.98 to 0.99 for every network of this package",
+        expected="validation top-1 of at least 0.98 for every network of this package",
         learning_rate=1e-2,
+        label_smoothing=0.1,
         batch_size=32,
-        epochs=20,
+        epochs=30,
         image_size=64,
         augment="crop",  # mirrored digits are no digits
         crop_area=0.75,

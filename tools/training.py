@@ -20,12 +20,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 import kapps
 from kapps._errors import InputError
@@ -33,7 +32,11 @@ from kapps._files import atomic_write
 from kapps.tools import data, pipeline
 from kapps.tools.checkpoints import Checkpoints, State
 from kapps.tools.distribution import is_chief, make_strategy
+from kapps.tools.progress import progress_bar
 from kapps.tools.recipes import Recipe, get_recipe
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _REFRESH_SECONDS = 0.5  # of the progress bar; each refresh waits for the device
 
@@ -367,13 +370,8 @@ def _run_epochs(
     )
     with (
         writer.as_default(),
-        tqdm(
-            total=recipe.epochs * per_epoch,
-            initial=state.epoch * per_epoch,
-            unit="img",
-            disable=not show,
-            mininterval=0.5 if sys.stderr.isatty() else 10,
-            dynamic_ncols=True,
+        progress_bar(
+            recipe.epochs * per_epoch, "img", initial=state.epoch * per_epoch, show=show
         ) as bar,
     ):
         while state.epoch < recipe.epochs and not _is_enough(state, recipe):
