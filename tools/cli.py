@@ -24,8 +24,6 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     module = sys.modules[main.__module__]
     program = _program()
 
-    flags.FLAGS.set_default("verbosity", logging.WARNING)
-
     def parse(argv: list[str]) -> list[str]:
         own = flags.FLAGS.get_key_flags_for_module(module)
         if {"--help", "-help", "-h"} & set(argv[1:]):
@@ -35,6 +33,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             _fail(program, str(error))
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = logging.WARNING  # or app.run would make it INFO
         if rest[1:]:
             _fail(program, f"unexpected argument {rest[1]!r}; --help lists the flags")
         return rest
