@@ -238,6 +238,7 @@ def model(
 
 def list_models() -> list[str]:
     """The names of all public builders, sorted: `getattr(kapps, name)` is the builder."""
+    _load_all()
     return sorted(_BUILDERS)
 
 
@@ -247,9 +248,18 @@ def get_builder(name: str) -> Builder:
     Raises:
         InputError: there is none; the nearest names are proposed.
     """
+    _load_all()
     if name not in _BUILDERS:
         raise unknown("model", name, _BUILDERS)
     return _BUILDERS[name]
+
+
+def _load_all() -> None:
+    """Imports every family: a builder registers itself when its module is loaded."""
+    import kapps
+
+    for name in kapps.__all__:
+        getattr(kapps, name)
 
 
 def preprocess_input(x: Any, data_format: str | None = None) -> Any:

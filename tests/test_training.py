@@ -20,12 +20,15 @@ from kapps import _model
 from kapps.tools import data, training
 from kapps.tools.checkpoints import Checkpoints
 from kapps.tools.distribution import make_strategy
+from kapps.tools.optimization import Schedule, make_optimizer, prepare_layers
 from kapps.tools.recipes import RECIPES, Recipe, get_recipe
+from kapps.tools.runs import TrainConfig, TrainResult, load_run
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
     """The small networks of tiny.py, known to kapps for one test."""
+    kapps.list_models()  # loads the families, which register themselves for good
     known = dict(_model._BUILDERS)
     monkeypatch.setattr(_model, "_BUILDERS", known)
     import tiny as module
@@ -35,8 +38,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
     yield module
 
 
-def config(workdir: Path, recipe: Recipe, model: str = "TinyNet", **other) -> training.TrainConfig:
-    return training.TrainConfig(model, "synthetic", str(workdir), recipe=recipe, **other)
+def config(workdir: Path, recipe: Recipe, model: str = "TinyNet", **other) -> TrainConfig:
+    return TrainConfig(model, "synthetic", str(workdir), recipe=recipe, **other)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -44,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def assert_same_weights(one: training.TrainResult, other: training.TrainResult) -> None:
+def assert_same_weights(one: TrainResult, other: TrainResult) -> None:
     """To the last bit."""
     expected = safetensors.numpy.load_file(other.weights)
     for name, value in safetensors.numpy.load_file(one.weights).items():
@@ -54,9 +57,7 @@ def assert_same_weights(one: training.TrainResult, other: training.TrainResult) 
 
 def test_digits_with_lenet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real thing, small: all files, the progress, the figures, and the second call."""
-    run = training.TrainConfig(
-        "LeNet5", "digits", str(tmp_path), recipe="digits", epochs=6, image_size=32
-    )
+    run = TrainConfig("LeNet5", "digits", str(tmp_path), recipe="digits", epochs=6, image_size=32)
     result = training.train(run)
     assert result.validation.images == 240 and result.validation.top1 > 0.9
     assert result.validation.top5 > result.validation.top1
@@ -67,7 +68,7 @@ def test_digits_with_lenet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     written = json.loads((tmp_path / "result.json").read_text())
     assert written["validation"]["top1"] == result.validation.top1
     assert written["weights"] == "weights.safetensors"
-    loaded = training.load_run(tmp_path)
+    loaded = load_run(tmp_path)
     assert loaded.class_names == tuple("0123456789") and loaded.image_size == 32
     digits = data.load("digits")
     again = training.evaluate(loaded.model, digits.validation, image_size=32)
@@ -140,7 +141,7 @@ def test_learning_rate(schedule: str) -> None:
     recipe = dataclasses.replace(
         RECIPES["default"], schedule=schedule, learning_rate=0.4, epochs=10, warmup_epochs=2.0
     )
-    rates = [float(training.Schedule(recipe, 5)(step)) for step in range(51)]
+    rates = [float(Schedule(recipe, 5)(step)) for step in range(51)]
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) * 0.04, rtol=0.05 * 1)
     assert rates[10] == pytest.approx(0.4)
     middle, end = {"constant": (0.4, 0.4), "cosine": (0.2, 0.0), "linear": (0.2, 0.0)}[schedule]
@@ -163,7 +164,7 @@ def test_only_kernels_decay(tmp_path: Path, tiny, optimizer: str) -> None:
     training.train(config(tmp_path, recipe), progress=False)
     keras.utils.set_random_seed(0)
     start = tiny.TinyNet(input_shape=(16, 16, 3), classes=10)
-    end = training.load_run(tmp_path).model
+    end = load_run(tmp_path).model
     for before, after in zip(start.trainable_variables, end.trainable_variables, strict=True):
         factor = 0.9 if before.path.endswith("kernel") else 1.0
         np.testing.assert_allclose(
@@ -182,7 +183,7 @@ def test_batch_norm_momentum_and_start_weights(tmp_path: Path, tiny) -> None:
         )
         run = config(tmp_path / str(momentum), recipe, weights=str(tmp_path / "start.safetensors"))
         training.train(run, progress=False)
-        model = training.load_run(tmp_path / str(momentum)).model
+        model = load_run(tmp_path / str(momentum)).model
         np.testing.assert_allclose(
             model.get_layer("stem").kernel.numpy(),
             start.get_layer("stem").kernel.numpy(),
@@ -201,7 +202,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed(tmp_path: Path, tiny) -> No
     optimizer = keras.optimizers.SGD(0.1)
 
     def masks(step: int, seed: int = 0) -> list[bytes]:
-        training._prepare_layers(model, optimizer, tiny.PLAIN, tf.distribute.get_strategy(), seed)
+        prepare_layers(model, optimizer, tiny.PLAIN, tf.distribute.get_strategy(), seed)
         optimizer.iterations.assign(step)
         return [np.asarray(x != 0).tobytes() for x in model(np.ones((4, 50)), training=True)]
 
@@ -258,8 +259,7 @@ def test_damaged_checkpoints_are_refused_and_nothing_is_lost(tmp_path: Path, sav
         *((".index", position) for position in np.linspace(0, 1, 30)),
     ]
     model = kapps.get_builder("TinyDropNet")(input_shape=(16, 16, 3), classes=10)
-    optimizer = training._optimizer(recipe, 25)
-    optimizer.build(model.trainable_variables)
+    optimizer = make_optimizer(recipe, 25, model.trainable_variables)
 
     def restore() -> None:
         Checkpoints(copy / "checkpoints", make_strategy("none"), model, optimizer).restore()
@@ -339,10 +339,10 @@ def test_too_large_a_batch(tmp_path: Path, tiny) -> None:
 
 def test_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(kapps.InputError, match="holds no finished run"):
-        training.load_run(tmp_path)
+        load_run(tmp_path)
     (tmp_path / "config.json").write_text('{"mod')
     with pytest.raises(kapps.InputError, match="config.json is damaged"):
-        training.load_run(tmp_path)
+        load_run(tmp_path)
 
 
 def test_strategies(monkeypatch: pytest.MonkeyPatch) -> None:

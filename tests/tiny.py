@@ -23,6 +23,7 @@ from kapps._layers import act, bn, conv, depthwise
 from kapps._model import Architecture, Net, model
 from kapps.tools import training
 from kapps.tools.recipes import RECIPES
+from kapps.tools.runs import TrainConfig
 
 
 def _features(x: KerasTensor, net: Net) -> KerasTensor:
@@ -81,7 +82,7 @@ def main(devices: int, arguments: dict[str, str]) -> None:
     for strategy in arguments["strategy"].split(","):
         workdir = arguments["workdir"].replace("STRATEGY", strategy)
         training.train(
-            training.TrainConfig(
+            TrainConfig(
                 model=arguments["model"],
                 dataset="synthetic",
                 recipe={"plain": PLAIN, "random": RANDOM}[arguments["recipe"]],

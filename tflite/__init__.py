@@ -5,8 +5,9 @@ Public names load on first use: converting needs tensorflow, running and measuri
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from kapps._lazy import lazy_names
 
 if TYPE_CHECKING:
     from kapps.tflite.conversion import QUANTIZATIONS, Conversion, convert
@@ -16,17 +17,6 @@ if TYPE_CHECKING:
     from kapps.tflite.passes import PASSES, rgb_input, run_passes
     from kapps.tflite.report import Confusion, Row, write_report
     from kapps.tflite.verification import ConversionError, Verification, verify
-
-_MODULES = {
-    "conversion": ("QUANTIZATIONS", "Conversion", "convert"),
-    "interpreter": ("Runner",),
-    "latency": ("Latency", "measure"),
-    "metadata": ("Metadata", "read_metadata"),
-    "passes": ("PASSES", "rgb_input", "run_passes"),
-    "report": ("Confusion", "Row", "write_report"),
-    "verification": ("ConversionError", "Verification", "verify"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "PASSES",
@@ -48,14 +38,15 @@ __all__ = [
     "write_report",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "conversion": ("QUANTIZATIONS", "Conversion", "convert"),
+        "interpreter": ("Runner",),
+        "latency": ("Latency", "measure"),
+        "metadata": ("Metadata", "read_metadata"),
+        "passes": ("PASSES", "rgb_input", "run_passes"),
+        "report": ("Confusion", "Row", "write_report"),
+        "verification": ("ConversionError", "Verification", "verify"),
+    },
+)

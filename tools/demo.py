@@ -99,14 +99,14 @@ def _train_and_convert(model: str, dataset: data.Dataset, output: Path) -> list[
     import keras
 
     from kapps import tflite
-    from kapps.tools import pipeline, training
+    from kapps.tools import pipeline, runs, training
     from kapps.tools.progress import progress_bar
 
     size, epochs = _NETWORKS[model]
     keras.backend.clear_session()
     workdir = output / "runs" / model
     training.train(
-        training.TrainConfig(
+        runs.TrainConfig(
             model=model,
             dataset=_DATASET,
             workdir=str(workdir),
@@ -116,7 +116,7 @@ def _train_and_convert(model: str, dataset: data.Dataset, output: Path) -> list[
             seed=_SEED.value,
         )
     )
-    run = training.load_run(workdir)
+    run = runs.load_run(workdir)
     calibration, _ = pipeline.images(dataset.train, size)
     images, labels = pipeline.images(dataset.test, size)
     files = []

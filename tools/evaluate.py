@@ -43,12 +43,12 @@ def main(argv: list[str]) -> int | None:
         raise InputError("give either --workdir of a run, or --weights with --model and --dataset")
     import kapps
     from kapps._files import atomic_write
-    from kapps.tools import data, training
+    from kapps.tools import data, runs, training
 
     if _WORKDIR.value is not None:
         if _MODEL.value is not None or _IMAGE_SIZE.value is not None:
             raise InputError("--model and --image_size belong to --weights; a run knows its own")
-        run_of = training.load_run(_WORKDIR.value)
+        run_of = runs.load_run(_WORKDIR.value)
         model, image_size = run_of.model, run_of.image_size
         crop = run_of.crop if _CROP.value is None else _CROP.value
         data_dir = run_of.data_dir if _DATA_DIR.value is None else _DATA_DIR.value

@@ -34,10 +34,10 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "file of weights to start from")
 def main(argv: list[str]) -> int | None:
     """Runs `training.train` with the flags' values, and prints the result."""
     model, dataset, workdir = cli.required(_MODEL, _DATASET, _WORKDIR)
-    from kapps.tools import training
+    from kapps.tools import runs, training
 
     result = training.train(
-        training.TrainConfig(
+        runs.TrainConfig(
             model=model,
             dataset=dataset,
             workdir=workdir,

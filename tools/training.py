@@ -1,19 +1,12 @@
 """The training loop: one for a CPU, several GPUs and several machines.
 
-`train(TrainConfig(...))` leaves in the run's folder:
-
-    config.json           what the run was started with
-    checkpoints/          the last three epochs; running the same again continues from the last
-    tensorboard/          scalars by epoch
-    weights.safetensors   the weights after the last epoch
-    result.json           accuracy on the validation images, and the history
+What it leaves in the run's folder: kapps.tools.runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -28,87 +21,18 @@ import tensorflow as tf
 
 import kapps
 from kapps._errors import InputError
-from kapps._files import atomic_write
-from kapps.tools import data, pipeline
+from kapps.tools import data, pipeline, runs
 from kapps.tools.checkpoints import Checkpoints, State
 from kapps.tools.distribution import is_chief, make_strategy
+from kapps.tools.optimization import make_optimizer, prepare_layers
 from kapps.tools.progress import progress_bar
-from kapps.tools.recipes import Recipe, get_recipe
+from kapps.tools.recipes import Recipe
+from kapps.tools.runs import Evaluation, TrainConfig, TrainResult
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 _REFRESH_SECONDS = 0.5  # of the progress bar; each refresh waits for the device
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One training run. What is None is as the recipe says."""
-
-    model: str
-    dataset: str
-    workdir: str
-    data_dir: str | None = None
-    recipe: str | Recipe = "default"
-    strategy: str = "none"
-    batch_size: int | None = None
-    epochs: int | None = None
-    learning_rate: float | None = None
-    seed: int = 0
-    image_size: int | None = None
-    weights: str | None = None
-    """A file of weights to start from; None: random ones."""
-
-    def resolved(self) -> Recipe:
-        """The recipe with this run's own values in it.
-
-        Raises:
-            InputError: the recipe is unknown, or a value is out of range.
-        """
-        recipe = get_recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
-        names = ("batch_size", "epochs", "learning_rate", "image_size")
-        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(recipe, **own)
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """How well a model does on a split; accuracies are shares, 0 to 1."""
-
-    top1: float
-    top5: float
-    """Whether the class is among the five most probable ones."""
-    loss: float
-    """Mean cross-entropy, nats."""
-    images: int
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """How a run ended."""
-
-    model: str
-    weights: str
-    """The file of the final weights."""
-    epochs: int
-    """Those trained; fewer than asked for if validation said that it was enough."""
-    steps: int
-    validation: Evaluation
-    history: tuple[dict[str, float], ...]
-    """An entry for each epoch."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run, to evaluate or to convert."""
-
-    model: keras.Model
-    """With softmax."""
-    dataset: str
-    data_dir: str | None
-    class_names: tuple[str, ...]
-    image_size: int
-    crop: float
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
@@ -130,9 +54,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     strategy = make_strategy(config.strategy)
     dataset = data.load(config.dataset, config.data_dir)
     workdir = Path(config.workdir)
-    settings = _settings(config, recipe, dataset)
-    _check_same_run(workdir, settings)
-    finished = _finished(workdir)
+    settings = runs.settings_of(config, recipe, dataset)
+    runs.check_same_run(workdir, settings)
+    finished = runs.finished_result(workdir)
     if finished is not None:
         if progress:
             print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
@@ -151,16 +75,14 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
             classes=len(dataset.class_names),
             classifier_activation=None,
         )
-        optimizer = _optimizer(recipe, len(dataset.train) // recipe.batch_size)
-        optimizer.build(model.trainable_variables)
-        optimizer.exclude_from_weight_decay(  # biases and normalization
-            var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
+        optimizer = make_optimizer(
+            recipe, len(dataset.train) // recipe.batch_size, model.trainable_variables
         )
-    _prepare_layers(model, optimizer, recipe, strategy, config.seed)
+    prepare_layers(model, optimizer, recipe, strategy, config.seed)
 
     chief = is_chief(strategy)
     if chief:
-        _write_json(workdir / "config.json", settings)
+        runs.write_json(workdir / "config.json", settings)
     loop = _Loop(strategy, model, optimizer, recipe, dataset, config.seed)
     checkpoints = Checkpoints(workdir / "checkpoints", strategy, model, optimizer)
     checkpoints.restore()
@@ -183,7 +105,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     )
     if chief:
         kapps.save_weights(model, weights)
-        _write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
+        runs.write_json(
+            workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name}
+        )
     return result
 
 
@@ -205,34 +129,6 @@ def evaluate(
     with _named_errors(loader):
         sums = sum(step(batch).numpy().astype(float) for batch in loader.batches(order))
     return _evaluation(sums)
-
-
-def load_run(workdir: str | os.PathLike[str]) -> Run:
-    """The model of a finished run, with what is needed to use it.
-
-    Raises:
-        InputError: there is no finished run in the folder.
-    """
-    folder = Path(workdir)
-    settings = _read_json(folder / "config.json")
-    weights = folder / "weights.safetensors"
-    if settings is None or not weights.is_file():
-        raise InputError(
-            f"{folder} holds no finished run (config.json and weights.safetensors); train with "
-            f"--workdir={folder} first"
-        )
-    try:
-        size, names = int(settings["image_size"]), tuple(settings["class_names"])
-        model = kapps.get_builder(settings["model"])(
-            weights=weights, input_shape=(size, size, 3), classes=len(names)
-        )
-        return Run(
-            model, settings["dataset"], settings["data_dir"], names, size, float(settings["crop"])
-        )
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder / 'config.json'} is not of a kapps training run: {error!r}"
-        ) from error
 
 
 class _Loop:
@@ -446,139 +342,6 @@ def _diverged(epoch: int) -> InputError:
         f"the loss is no number any more in epoch {epoch + 1}; choose a smaller --learning_rate "
         "and another --workdir"
     )
-
-
-class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A recipe's learning rate by step."""
-
-    def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
-        self.recipe = recipe
-        self.warmup = recipe.warmup_epochs * steps_per_epoch
-        self.steps = recipe.epochs * steps_per_epoch
-
-    def __call__(self, step: Any) -> Any:
-        step = tf.cast(step, tf.float32)
-        done = tf.clip_by_value((step - self.warmup) / max(self.steps - self.warmup, 1), 0.0, 1.0)
-        rate = {
-            "constant": 1.0,
-            "cosine": 0.5 * (1 + tf.cos(math.pi * done)),
-            "linear": 1 - done,
-        }[self.recipe.schedule]
-        return self.recipe.learning_rate * rate * tf.minimum((step + 1) / max(self.warmup, 1), 1.0)
-
-
-def _optimizer(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    schedule = Schedule(recipe, steps_per_epoch)
-    if recipe.optimizer == "adamw":
-        return keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
-    return keras.optimizers.SGD(
-        schedule, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-
-
-def _prepare_layers(
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    recipe: Recipe,
-    strategy: tf.distribute.Strategy,
-    seed: int,
-) -> None:
-    """Batch norm as the recipe and the replicas want it; dropout by step instead of by history."""
-    for i, layer in enumerate(model.layers):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = strategy.num_replicas_in_sync > 1
-            if recipe.bn_momentum is not None:
-                layer.momentum = recipe.bn_momentum
-        generator = getattr(layer, "seed_generator", None)
-        if generator is not None:
-            generator.next = _seed_by_step(seed, i, optimizer, strategy)
-
-
-def _seed_by_step(
-    seed: int, layer: int, optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy
-) -> Callable[..., tf.Tensor]:
-    """In place of Keras's counter, which gives all replicas the same numbers."""
-    own = int(np.random.SeedSequence([seed, layer]).generate_state(1)[0])
-
-    def next_seed(ordered: bool = True) -> tf.Tensor:
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        step = tf.cast(optimizer.iterations.value, tf.int64)
-        draw = step * strategy.num_replicas_in_sync + tf.cast(replica, tf.int64)
-        return tf.stack([tf.constant(own, tf.int64), draw])
-
-    return next_seed
-
-
-def _settings(config: TrainConfig, recipe: Recipe, dataset: data.Dataset) -> dict[str, Any]:
-    """What makes a run what it is: all of it, but for the machines that it runs on."""
-    settings = dataclasses.asdict(recipe)
-    for text in ("source", "command", "expected"):
-        del settings[text]
-    return {
-        "model": config.model,
-        "dataset": config.dataset,
-        "data_dir": config.data_dir,
-        "class_names": list(dataset.class_names),
-        "images": len(dataset.train),
-        "seed": config.seed,
-        "weights": config.weights,
-        **settings,
-    }
-
-
-def _check_same_run(workdir: Path, settings: dict[str, Any]) -> None:
-    earlier = _read_json(workdir / "config.json")
-    if earlier is None:
-        return
-    differing = [
-        f"{name} was {earlier.get(name)!r} and is {value!r}"
-        for name, value in settings.items()
-        if name != "data_dir" and earlier.get(name) != value
-    ]
-    if differing:
-        raise InputError(
-            f"{workdir} holds another run: {'; '.join(differing)}. Choose another --workdir, or "
-            "the same flags to go on"
-        )
-
-
-def _finished(workdir: Path) -> TrainResult | None:
-    """The result of an earlier run, if it came to its end."""
-    values = _read_json(workdir / "result.json")
-    weights = workdir / "weights.safetensors"
-    if values is None or not weights.is_file():
-        return None
-    try:
-        values["weights"] = str(weights)
-        values["validation"] = Evaluation(**values["validation"])
-        values["history"] = tuple(values["history"])
-        return TrainResult(**values)
-    except (KeyError, TypeError) as error:
-        raise _damaged(workdir / "result.json") from error
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None if there is no such file."""
-    try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):  # writing there tells of the second
-        return None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise _damaged(path) from error
-    if not isinstance(values, dict):
-        raise _damaged(path)
-    return values
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is damaged; delete it, or choose another --workdir")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
