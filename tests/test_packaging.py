@@ -134,18 +134,6 @@ print(kapps.LeNet5().name, *[m for m in sys.modules if "tensorflow" in m.split("
     assert python("-c", code, cwd=tmp_path, KERAS_BACKEND="jax").split() == ["LeNet5"]
 
 
-def test_import_alone_loads_nothing_heavy(tmp_path):
-    code = "import sys, kapps; print(sorted({'keras', 'numpy', 'tensorflow'} & set(sys.modules)))"
-    assert python("-c", code, cwd=tmp_path).strip() == "[]"
-
-
-def test_public_names_load_and_others_do_not():
-    assert {getattr(kapps, name) is not None for name in kapps.__all__} == {True}
-    assert set(kapps.__all__) <= set(dir(kapps))
-    with pytest.raises(AttributeError, match="module 'kapps' has no attribute 'LeNet6'"):
-        _ = kapps.LeNet6
-
-
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_import_adds_less_than_50_ms_to_keras(backend, tmp_path):
     pytest.importorskip(backend)

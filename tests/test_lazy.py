@@ -1,0 +1,62 @@
+"""Importing kapps and kapps.tflite costs nothing; their names load on first use."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kapps
+from kapps import tflite
+
+PACKAGES = pytest.mark.parametrize("package", [kapps, tflite], ids=lambda p: p.__name__)
+
+
+@PACKAGES
+def test_every_public_name_loads(package):
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert set(package.__all__) <= set(dir(package))
+
+
+@PACKAGES
+def test_type_checkers_and_readers_see_the_same_names(package):
+    """What is imported for them alone is what loads on first use."""
+    tree = ast.parse(Path(package.__file__).read_text())
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If)
+        for statement in node.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    assert imported == set(package.__all__) - {"InputError"}  # which costs nothing to import
+
+
+@PACKAGES
+def test_an_unknown_name_is_an_attribute_error(package):
+    with pytest.raises(AttributeError, match=f"'{package.__name__}' has no attribute 'conver'"):
+        _ = package.conver
+
+
+@PACKAGES
+def test_the_import_loads_nothing_heavy(package, tmp_path):
+    code = f"""
+import sys
+import {package.__name__}
+heavy = {{"ai_edge_litert", "flatbuffers", "keras", "matplotlib", "numpy", "tensorflow"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
