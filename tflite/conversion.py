@@ -65,7 +65,8 @@ def convert(
 
     The file has a static batch of 1 and uses built-in operations only. It takes RGB pixels in
     0..255, whatever its input type, and gives class probabilities; for int8 the input's scale is 1
-    and its zero point 0, so that an app passes the bytes of the image as they are.
+    and its zero point 0, so that an app passes the bytes of the image as they are. MediaPipe
+    refuses models for gray images: convert `rgb_input(model)` for it.
 
     Args:
         model: a functional image classifier of fixed input size that ends in a softmax.
