@@ -17,13 +17,14 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import keras
 from keras import KerasTensor, layers
 
 from kapps import _layers
 from kapps._errors import InputError, unknown
+from kapps.weights import load_weights
 
 # Of the ImageNet training set, RGB in 0..1: what torchvision and most of timm normalize with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -88,6 +89,8 @@ class Builder(Protocol):
     """A public model builder."""
 
     __name__: str
+    input_shape: tuple[int, int, int]
+    """The default one: (height, width, channels)."""
 
     def __call__(
         self,
@@ -159,7 +162,7 @@ def model(
         std: standard deviation (not variance), likewise.
     """
 
-    def decorate(architecture: Callable[..., Architecture]) -> Any:
+    def decorate(architecture: Callable[..., Architecture]) -> Builder:
         @functools.wraps(architecture)
         def build(*args: Any, **kwargs: Any) -> keras.Model:
             try:
@@ -208,8 +211,6 @@ def model(
             inputs = sources[0] if len(sources) == 1 else sources
             result = keras.Model(inputs, x, name=builder if name is None else name)
             if weights is not None:
-                from kapps.weights import load_weights
-
                 load_weights(result, weights)
             return result
 
@@ -227,11 +228,12 @@ def model(
             for p in signature.parameters.values()
             if p.annotation is not p.empty
         } | {"return": keras.Model}
+        build.input_shape = (size, size, channels)  # type: ignore[attr-defined]
         build.__doc__ = inspect.cleandoc(architecture.__doc__ or "") + _SHARED_DOC.format(
             default=(size, size, channels), min_size=min_size, classes=classes
         )
-        _BUILDERS[architecture.__name__] = build
-        return build
+        _BUILDERS[architecture.__name__] = cast(Builder, build)
+        return _BUILDERS[architecture.__name__]
 
     return decorate
 

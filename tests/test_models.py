@@ -173,6 +173,7 @@ def test_round_trip(row, suffix, tmp_path):
 def test_signature_and_help(row):
     builder = getattr(kapps, row.name)
     names = list(inspect.signature(builder).parameters)
+    assert builder.input_shape == row.input_shape
     assert names[:8] == [
         "include_top",
         "weights",

@@ -364,6 +364,17 @@ def test_strategies(monkeypatch: pytest.MonkeyPatch) -> None:
             make_strategy("multi_worker")
 
 
+def test_image_size_is_the_flags_then_the_recipes_then_the_networks() -> None:
+    def size(model: str, recipe: str, image_size: int | None = None) -> int | None:
+        run = TrainConfig(model, "digits", "run", recipe=recipe, image_size=image_size)
+        return run.resolved().image_size
+
+    assert size("LeNet5", "default", 48) == 48
+    assert size("LeNet5", "digits") == 64
+    assert size("LeNet5", "default") == 32
+    assert size("MobileNetV3Small", "default") == 224
+
+
 def test_recipes() -> None:
     for name, recipe in RECIPES.items():
         assert f"--recipe={name}" in recipe.command or name == "default"

@@ -3,7 +3,7 @@
 Examples:
 
   kapps-evaluate --workdir=/tmp/run --split=test
-  kapps-evaluate --model=MobileNetV3Small --weights=FILE --dataset=folder:PATH --image_size=224
+  kapps-evaluate --model=MobileNetV3Small --weights=FILE --dataset=folder:PATH
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _DATASET = flags.DEFINE_string("dataset", None, "as for kapps-train; by default 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where the TensorFlow data sets lie")
 _SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test")
 _IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "height and width of the input, pixels; by default the run's, or 224"
+    "image_size",
+    None,
+    "height and width of the input, pixels; by default the run's, or the network's",
 )
 _CROP = flags.DEFINE_float(
     "crop",
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> int | None:
         name, dataset_name = cli.required(_MODEL, _DATASET)
         builder = kapps.get_builder(name)
         dataset = data.load(dataset_name, _DATA_DIR.value)
-        image_size = 224 if _IMAGE_SIZE.value is None else _IMAGE_SIZE.value
+        image_size = builder.input_shape[0] if _IMAGE_SIZE.value is None else _IMAGE_SIZE.value
         crop = 1.0 if _CROP.value is None else _CROP.value
         try:
             with warnings.catch_warnings():

@@ -44,8 +44,8 @@ class Recipe:
     batch_size: int = 128
     """Images a step, over all replicas."""
     epochs: int = 30
-    image_size: int = 224
-    """Height and width of the network's input, pixels."""
+    image_size: int | None = None
+    """Height and width of the network's input, pixels; None: its own default."""
     crop: float = 1.0
     """Share of the shorter side that the central crop keeps in validation, above 0, to 1."""
     augment: str = "none"
@@ -73,7 +73,7 @@ class Recipe:
             ("learning_rate", 0 < self.learning_rate < float("inf"), "above 0"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("epochs", self.epochs >= 1, "at least 1"),
-            ("image_size", self.image_size >= 1, "at least 1"),
+            ("image_size", self.image_size is None or self.image_size >= 1, "at least 1"),
             ("warmup_epochs", 0 <= self.warmup_epochs < float("inf"), "at least 0"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
             ("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0"),
@@ -92,7 +92,7 @@ class Recipe:
             self,
             epochs=min(self.epochs, 2),
             batch_size=min(self.batch_size, 32),
-            image_size=min(self.image_size, 32),
+            image_size=min(self.image_size or 32, 32),
             warmup_epochs=min(self.warmup_epochs, 1.0),
         )
 

@@ -26,7 +26,7 @@ from kapps.tools.recipes import Recipe, get_recipe
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. What is None is as the recipe says."""
+    """One training run. What is None is as the recipe says, or else the network."""
 
     model: str
     dataset: str
@@ -43,14 +43,16 @@ class TrainConfig:
     """A file of weights to start from; None: random ones."""
 
     def resolved(self) -> Recipe:
-        """The recipe with this run's own values in it.
+        """The recipe with this run's own values in it, and the network's for what neither says.
 
         Raises:
-            InputError: the recipe is unknown, or a value is out of range.
+            InputError: the recipe or the model is unknown, or a value is out of range.
         """
         recipe = get_recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
         names = ("batch_size", "epochs", "learning_rate", "image_size")
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if recipe.image_size is None and self.image_size is None:
+            own["image_size"] = kapps.get_builder(self.model).input_shape[0]
         return dataclasses.replace(recipe, **own)
 
 

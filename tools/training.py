@@ -145,12 +145,11 @@ class _Loop:
     ) -> None:
         self.strategy, self.model, self.optimizer = strategy, model, optimizer
         self.recipe, self.dataset, self.seed = recipe, dataset, seed
+        image_size = model.input_shape[1]
         self._train_loader = pipeline.Loader(
-            dataset.train, recipe.image_size, recipe.crop, recipe.augment, recipe.crop_area
+            dataset.train, image_size, recipe.crop, recipe.augment, recipe.crop_area
         )
-        self._validation_loader = pipeline.Loader(
-            dataset.validation, recipe.image_size, recipe.crop
-        )
+        self._validation_loader = pipeline.Loader(dataset.validation, image_size, recipe.crop)
         self._train_step = _train_step(strategy, model, optimizer, recipe)
         self._evaluation_step = _evaluation_step(strategy, model, from_logits=True)
 
