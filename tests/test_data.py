@@ -298,3 +298,14 @@ def test_tfds_cut_short(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(kapps.InputError, match=f"{file} is damaged or cut short"):
         data.load("shades", str(tmp_path))
+
+
+def test_published_tfds_can_be_fetched(tmp_path: Path) -> None:
+    """How a download starts; tensorflow-datasets imports a package that it does not require."""
+    assert tfds.builder("mnist", data_dir=tmp_path).url_infos
+
+
+def test_tfds_without_labeled_images_is_refused_before_the_download(tmp_path: Path) -> None:
+    with pytest.raises(kapps.InputError, match="'glue' is not one of labeled images: .*sentence"):
+        data.load("glue", str(tmp_path))
+    assert not list(tmp_path.rglob("*.incomplete*"))

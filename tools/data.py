@@ -413,16 +413,18 @@ def _tfds(name: str, data_dir: str | None) -> Dataset:
         ) from error
     try:
         builder = tfds.builder(name, data_dir=data_dir)
+        image_key, label_key = _supervised(name, builder.info, tfds)
         if not builder.is_prepared():
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
+    except InputError:
+        raise
     except tfds.core.DatasetNotFoundError as error:
         known = [*_BUILT_IN, "folder:PATH", *tfds.list_builders(with_community_datasets=False)]
         raise unknown("dataset", name, known) from error
     except Exception as error:  # each data set fails in its own way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise InputError(f"dataset {name!r} cannot be prepared: {reason}") from error
-    image_key, label_key = _supervised(name, builder.info, tfds)
     class_names = tuple(builder.info.features[label_key].names)
     splits: dict[str, Source] = {}
     for split in ("train", "validation", "test"):
