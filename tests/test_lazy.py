@@ -15,6 +15,15 @@ from kapps import tflite
 PACKAGES = pytest.mark.parametrize("package", [kapps, tflite], ids=lambda p: p.__name__)
 
 
+def runs_alone(code, folder):
+    """In a new process, outside the checkout."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @PACKAGES
 def test_every_public_name_loads(package):
     for name in package.__all__:
@@ -51,12 +60,14 @@ import {package.__name__}
 heavy = {{"ai_edge_litert", "flatbuffers", "keras", "matplotlib", "numpy", "tensorflow"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    runs_alone(code, tmp_path)
+
+
+def test_measuring_loads_no_framework(tmp_path):
+    """The process that measures would share its cores with TensorFlow's threads."""
+    code = """
+import sys
+import kapps.tflite.interpreter
+assert not {"keras", "tensorflow"} & set(sys.modules)
+"""
+    runs_alone(code, tmp_path)

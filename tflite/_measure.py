@@ -1,13 +1,14 @@
 """The child process of `kapps.tflite.latency`: a request on stdin, JSON lines on stdout.
 
-A process of its own, run by its path and without the rest of kapps, so that no TensorFlow shares
-the cores, and so that a file that kills the interpreter kills nothing else. A line names the file
-at hand before it is touched.
+A process of its own, so that no TensorFlow shares the cores (kapps loads none unless it is used),
+and so that a file that kills the interpreter kills nothing else. A line names the file at hand
+before it is touched.
 """
 
 import json
 import sys
 import time
+from typing import Any
 
 # Files take turns, so that all see the same drift of the machine; turns of a few runs, because
 # the first run of a turn, which does not count, finds the caches full of another model.
@@ -16,23 +17,25 @@ _TURN = 8
 
 def main() -> None:
     import numpy as np
-    from ai_edge_litert.interpreter import Interpreter
+
+    from kapps._errors import InputError
+    from kapps.tflite.interpreter import delegate_pieces, load_interpreter
 
     def emit(**message: object) -> None:
         print(json.dumps(message), flush=True)
 
     request = json.load(sys.stdin)
-    interpreters, results = [], []
+    interpreters: list[Any] = []
+    results: list[dict[str, Any]] = []
     for path in request["paths"]:
         emit(at=path)
         start = time.perf_counter()
         try:
-            interpreter = Interpreter(path, num_threads=request["threads"])
-            interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
-            emit(error=f"{path} is no .tflite file that runs here: {error}")
+            interpreter = load_interpreter(path, request["threads"])
+        except InputError as error:
+            emit(error=str(error))
             return
-        pieces = sum(op["op_name"] == "DELEGATE" for op in interpreter._get_ops_details())
+        pieces = delegate_pieces(interpreter)
         results.append(
             {
                 "initialization_ms": 1e3 * (time.perf_counter() - start),

@@ -12,6 +12,37 @@ from ai_edge_litert.interpreter import Interpreter
 from kapps._errors import InputError
 
 
+def load_interpreter(path: str | os.PathLike[str], threads: int) -> Interpreter:
+    """An interpreter with its tensors allocated, and so with its delegate applied.
+
+    Raises:
+        InputError: no such file, or not a .tflite file that the interpreter takes.
+    """
+    if threads < 1:
+        raise InputError(f"threads: expected 1 or more, got {threads}")
+    if not Path(path).is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        interpreter = Interpreter(os.fspath(path), num_threads=threads)
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is no .tflite file that runs here: {error}") from error
+    return interpreter
+
+
+def operations(interpreter: Interpreter) -> list[dict[str, Any]]:
+    """The operations of the graph as it runs, delegates included."""
+    return list(interpreter._get_ops_details())  # the only way to see delegates
+
+
+def delegate_pieces(interpreter: Interpreter) -> int:
+    """Into how many pieces the delegate (XNNPACK) took the graph: 1 is best, 0 is not at all.
+
+    Each further piece costs a way to the plain kernels and back.
+    """
+    return sum(op["op_name"] == "DELEGATE" for op in operations(interpreter))
+
+
 class Runner:
     """A .tflite image classifier, loaded and ready.
 
@@ -31,15 +62,7 @@ class Runner:
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
         self.path = Path(path)
-        if threads < 1:
-            raise InputError(f"threads: expected 1 or more, got {threads}")
-        if not self.path.is_file():
-            raise InputError(f"no such file: {self.path}")
-        try:
-            self._interpreter = Interpreter(str(self.path), num_threads=threads)
-            self._interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{self.path} is no .tflite file that runs here: {error}") from error
+        self._interpreter = load_interpreter(self.path, threads)
         inputs = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) != 4:
@@ -52,15 +75,12 @@ class Runner:
 
     @property
     def delegate_pieces(self) -> int:
-        """Into how many pieces the delegate (XNNPACK) took the graph: 1 is best, 0 is not at all.
-
-        Each further piece costs a way to the plain kernels and back.
-        """
-        return sum(op["op_name"] == "DELEGATE" for op in self.ops())
+        """See the function of this name."""
+        return delegate_pieces(self._interpreter)
 
     def ops(self) -> list[dict[str, Any]]:
         """The operations of the graph as it runs, delegates included."""
-        return list(self._interpreter._get_ops_details())  # the only way to see delegates
+        return operations(self._interpreter)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The outputs for images (n, height, width, channels) in 0..255: float32 (n, classes).

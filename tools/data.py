@@ -111,8 +111,8 @@ def stratified(
     """Indices of training, validation and test, each class in proportion to within one image.
 
     The images of a class are put in the order of the SHA-256 of their keys, so that the split is
-    the same on every machine and does not depend on the order of the input; then every so-manieth
-    image is held out, counted through all classes.
+    the same on every machine and does not depend on the order of the input; then images are held
+    out at even distances, counted through all classes.
     """
     digests = [hashlib.sha256(key.encode(errors="surrogateescape")).digest() for key in keys]
     order = np.array(sorted(range(len(keys)), key=lambda i: (labels[i], digests[i])), dtype=int)

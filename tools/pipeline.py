@@ -6,6 +6,9 @@ nothing has to be remembered to resume anywhere, and any number of workers see t
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import tensorflow as tf
 
@@ -64,8 +67,7 @@ class Loader:
         """The arguments but the source are those of a `Recipe`."""
         self._source, self._size, self._crop = source, image_size, crop
         self._augment, self._crop_area = augment, crop_area
-        self.error: InputError | None = None
-        """What a source raised while TensorFlow was reading; its own errors name no file."""
+        self._error: InputError | None = None  # what the source raised while TensorFlow was reading
 
     def batches(self, order: np.ndarray, seed: int = 0, epoch: int = 0) -> tf.data.Dataset:
         """Reads rows of indices, in order.
@@ -99,13 +101,23 @@ class Loader:
             .prefetch(tf.data.AUTOTUNE)
         )
 
+    @contextlib.contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """To iterate in: turns what TensorFlow makes of a bad image back into what names it."""
+        try:
+            yield
+        except tf.errors.OpError:
+            if self._error is not None:
+                raise self._error from None
+            raise
+
     def _read(self, index: np.int64) -> tuple[np.ndarray, np.int64]:
         if index == PADDING:
             return np.zeros((1, 1, 3), np.uint8), np.int64(PADDING)
         try:
             image, label = self._source[int(index)]
         except InputError as error:
-            self.error = error
+            self._error = error
             raise
         return image, np.int64(label)
 
@@ -117,12 +129,8 @@ def images(source: Source, image_size: int, crop: float = 1.0) -> tuple[np.ndarr
         Images, uint8 (n, image_size, image_size, 3) in 0..255, and labels, int64 (n,).
     """
     loader = Loader(source, image_size, crop)
-    try:
+    with loader.named_errors():
         pairs = list(loader.batches(np.arange(len(source))[:, None]).as_numpy_iterator())
-    except tf.errors.OpError:
-        if loader.error is not None:
-            raise loader.error from None
-        raise
     if not pairs:
         return np.zeros((0, image_size, image_size, 3), np.uint8), np.zeros(0, np.int64)
     return tuple(np.concatenate(parts) for parts in zip(*pairs, strict=True))  # type: ignore[return-value]

@@ -5,7 +5,6 @@ What it leaves in the run's folder: kapps.tools.runs.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -126,7 +125,7 @@ def evaluate(
     loader = pipeline.Loader(source, image_size, crop)
     step = _evaluation_step(tf.distribute.get_strategy(), model, from_logits)
     order = pipeline.evaluation_order(len(source), min(batch_size, len(source)))
-    with _named_errors(loader):
+    with loader.named_errors():
         sums = sum(step(batch).numpy().astype(float) for batch in loader.batches(order))
     return _evaluation(sums)
 
@@ -159,7 +158,7 @@ class _Loop:
         order = pipeline.training_order(
             self.seed, epoch, len(self.dataset.train), recipe.batch_size
         )
-        with _named_errors(self._train_loader):
+        with self._train_loader.named_errors():
             for batch in self._distributed(self._train_loader, order, epoch):
                 yield self._train_step(batch)
 
@@ -168,7 +167,7 @@ class _Loop:
         images, replicas = len(self.dataset.validation), self.strategy.num_replicas_in_sync
         batch_size = -(-min(self.recipe.batch_size, images) // replicas) * replicas
         order = pipeline.evaluation_order(images, batch_size)
-        with _named_errors(self._validation_loader):
+        with self._validation_loader.named_errors():
             sums = np.zeros(4)
             for batch in self._distributed(self._validation_loader, order, 0):
                 sums += self._evaluation_step(batch).numpy()
@@ -209,12 +208,7 @@ def _train_step(
         hits = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == labels, tf.float32))
         return tf.stack([loss, hits])
 
-    # No XLA: it makes the training of convolutions on a CPU ten times slower.
-    @tf.function
-    def step(batch: Any) -> tf.Tensor:
-        return strategy.reduce("SUM", strategy.run(replica_step, args=batch), axis=None)
-
-    return step
+    return _global_step(strategy, replica_step)
 
 
 def _evaluation_step(
@@ -236,6 +230,15 @@ def _evaluation_step(
         ]
         return tf.stack([tf.reduce_sum(tf.where(real, tf.cast(x, tf.float32), 0)) for x in sums])
 
+    return _global_step(strategy, replica_step)
+
+
+def _global_step(
+    strategy: tf.distribute.Strategy, replica_step: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+) -> Callable[[Any], tf.Tensor]:
+    """A step of all replicas, compiled: the sum of what `replica_step` gives on each."""
+
+    # No XLA: it makes the training of convolutions on a CPU ten times slower.
     @tf.function
     def step(batch: Any) -> tf.Tensor:
         return strategy.reduce("SUM", strategy.run(replica_step, args=batch), axis=None)
@@ -309,9 +312,9 @@ def _train_epoch(loop: _Loop, epoch: int, bar: tqdm[Any]) -> tuple[float, float]
     waiting: list[tf.Tensor] = []
 
     def collect() -> None:
-        nonlocal images
+        nonlocal images, sums
         for step_sums in waiting:
-            sums.__iadd__(step_sums.numpy())
+            sums += step_sums.numpy()
         if not np.isfinite(sums[0]):
             raise _diverged(epoch)
         done = len(waiting) * loop.recipe.batch_size
@@ -341,17 +344,6 @@ def _diverged(epoch: int) -> InputError:
         f"the loss is no number any more in epoch {epoch + 1}; choose a smaller --learning_rate "
         "and another --workdir"
     )
-
-
-@contextlib.contextmanager
-def _named_errors(loader: pipeline.Loader) -> Iterator[None]:
-    """What TensorFlow makes of a bad image back into the error that names it."""
-    try:
-        yield
-    except tf.errors.OpError:
-        if loader.error is not None:
-            raise loader.error from None
-        raise
 
 
 def _write_scalar(name: str, value: float, step: int) -> None:
