@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST = 20  # names in one message
+
 
 class InputError(ValueError):
     """A user's mistake: the message alone says what was wrong, where, and the remedy.
@@ -22,5 +24,12 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     if close:
         remedy = f"did you mean {' or '.join(by_lower[c] for c in close)}?"
     else:
-        remedy = f"known: {', '.join(names)}"
+        rest = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+        remedy = f"known: {', '.join(names[:_MOST])}{rest}"
     return InputError(f"unknown {kind} {str(name)!r}; {remedy}")
+
+
+def check_whole(builder: str, name: str, value: object) -> None:
+    """Raises an `InputError` if the builder's parameter is no whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{builder}: {name} must be a whole number above 0, not {value!r}")

@@ -7,7 +7,11 @@ backend are loaded: TensorFlow reads its log level once, when it is imported.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 
@@ -25,3 +29,45 @@ def lazy_names(
         return value
 
     return load, lambda: sorted({*vars(sys.modules[package]), *home})
+
+
+def load_with(trigger: str, modules: Sequence[str]) -> None:
+    """Imports `modules` as soon as `trigger` is imported; now, if it is.
+
+    Keras finds the layers of a saved model only if their modules are loaded, and nobody who calls
+    `keras.saving.load_model` after `import kapps` expects to name one of them first.
+    """
+    if trigger in sys.modules:
+        _load(modules)
+    else:
+        sys.meta_path.insert(0, _Watch(trigger, modules))
+
+
+def _load(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+
+class _Watch(importlib.abc.MetaPathFinder):
+    """Sees to it that the modules are loaded behind the trigger, once."""
+
+    def __init__(self, trigger: str, modules: Sequence[str]) -> None:
+        self.trigger, self.modules = trigger, modules
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self.trigger:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_load(module: types.ModuleType) -> None:
+            execute(module)
+            _load(self.modules)
+
+        spec.loader.exec_module = execute_and_load  # type: ignore[method-assign]
+        return spec

@@ -3,13 +3,18 @@
 A layer is named after its parameters' path in the published checkpoint, dots written as
 underscores, so one rule reads every file: drop the last component of a key, replace the dots, find
 the layer, transpose by the layer's type. Every name must be found, both ways.
+
+Published files come from `_hub`, which checks them; which there are says `_index`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +22,18 @@ import keras
 import numpy as np
 from keras import layers
 
+from kapps import _hub, _index
+from kapps._custom_layers import ImageNormalization
 from kapps._errors import InputError
 from kapps._files import atomic_write
-from kapps._layers import ImageNormalization, layer_name
+from kapps._index import PublishedWeights, list_weights
+from kapps._layers import layer_name
+from kapps._pth import from_bfloat16, read_pth
 
-_SUFFIXES = (".safetensors", ".weights.h5")
+__all__ = ["PublishedWeights", "list_weights", "load_weights", "save_weights"]
+
+_READS = (".safetensors", ".pth", ".weights.h5")
+_WRITES = (".safetensors", ".weights.h5")
 _IGNORED = "num_batches_tracked"  # PyTorch's batch norm counts its steps; inference has no use
 
 
@@ -31,7 +43,7 @@ class Parameter(NamedTuple):
     layer: keras.Layer
     variable: keras.Variable
     component: str
-    """The last component of its published name: weight, bias, running_mean or running_var."""
+    """The last component of its published name, such as weight, bias, running_mean."""
     shape: tuple[int, ...]
     """Of the published tensor, in PyTorch's layout."""
     to_published: Callable[[np.ndarray], np.ndarray]
@@ -78,7 +90,11 @@ def published_parameters(model: keras.Model) -> list[Parameter]:
         )
 
     for layer in model.layers:
-        if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)):
+        own = getattr(layer, "checkpoint_variables", None)
+        if own is not None:
+            for component, variable in own.items():
+                vector(layer, variable, component)
+        elif isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)):
             found.append(_kernel(layer))
             if layer.use_bias:
                 vector(layer, layer.bias, "bias")
@@ -95,52 +111,122 @@ def published_parameters(model: keras.Model) -> list[Parameter]:
     return found
 
 
+def initialize(model: keras.Model, builder: str, weights: str | os.PathLike[str]) -> None:
+    """Fills a new model with what the builder's argument `weights` names.
+
+    That is "imagenet" for the builder's default published weights, the tag of others, or the path
+    of a file. Published weights are downloaded once, and checked before they are read. What is
+    known of them stays on the model as `kapps_weights`, for `eval_transform`.
+
+    Raises:
+        InputError: there are no such weights, they cannot be fetched, or they do not fit.
+    """
+    if not isinstance(weights, str) or not re.fullmatch(r"\w+", weights):
+        load_weights(model, weights)
+        return
+    published = _index.find(builder, weights)
+    file = _hub.fetch(published)
+    try:
+        _load(model, file, published)
+    except InputError as error:
+        # The bytes are the publisher's, so a new try helps only if it fetches a repaired file.
+        _hub.discard(file)
+        raise InputError(
+            f"{error} The file was removed from the cache: try again, or take other weights: "
+            f"kapps.list_weights({builder!r})"
+        ) from error
+
+
 def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Fills a model with the weights of a file.
 
-    `.safetensors` files hold the published names and layouts of timm or torchvision. Every tensor
-    must have its layer and every layer its tensors; two things are adapted: a classifier for
-    another number of classes keeps its random start, said in a warning, and the first convolution
-    is adapted to another number of input channels. Mean and standard deviation of the input are
-    taken from the file's metadata where `save_weights` has put them. `.weights.h5` files are
-    Keras's own.
+    `.safetensors` and `.pth` files hold the published names and layouts of timm or torchvision.
+    Every tensor must have its layer and every layer its tensors. Adapted are: a classifier for
+    another number of classes, which keeps its random start, as a warning says; the first
+    convolution, to another number of input channels; and a model without classifier, which leaves
+    the file's. Auxiliary heads, which exist for training only, may be in the file, the model, both
+    or neither. A `.pth` file is a pickle, but nothing in it is run.
 
-    Nothing of the model is changed unless the whole file fits.
+    Mean and standard deviation of the input are taken from the file's metadata, where
+    `save_weights` has put them; or they are those that were published with the file, if its name
+    is that of published weights: "resnet50-0676ba61.pth", or "resnet50.a1_in1k.safetensors" for
+    what the hub has as "timm/resnet50.a1_in1k". Otherwise the model's stay as they are.
+
+    `.weights.h5` files are Keras's own.
+
+    Where "<path>.sha256" lies beside the file, the file must have that sum. Nothing of the model
+    is changed unless the whole file fits.
 
     Raises:
         InputError: the file is missing, damaged, or not of this model.
     """
-    file = _weights_path(path)
+    file = _weights_path(path, _READS)
     if not file.is_file():
         raise InputError(
-            f"no weights file {file}; `weights` takes None or the path of a file that ends in "
-            f"{' or '.join(_SUFFIXES)}"
+            f'no weights file {file}; `weights` takes None, "imagenet", the tag of other published '
+            f"weights, or the path of a file that ends in {_either(_READS)}"
         )
+    _check_sum(file)
+    published = _index.find_file(file.name)
+    if published is not None and file.suffix == ".pth" and not _hub.name_matches(file, file.name):
+        raise InputError(
+            f"{file} is damaged: its SHA-256 does not begin as its name says; fetch it again"
+        )
+    _load(model, file, published)
+
+
+def _load(model: keras.Model, file: Path, published: PublishedWeights | None) -> None:
     if file.name.endswith(".weights.h5"):
-        before = model.get_weights()
-        try:
-            with warnings.catch_warnings():
-                # Keras only warns of a layer that it did not find in the file
-                warnings.simplefilter("error", UserWarning)
-                model.load_weights(file)
-        except Exception as error:  # h5py and Keras raise many kinds
-            model.set_weights(before)
-            raise InputError(
-                f"cannot load {file} into {model.name}: {_first_line(error)}; the file is damaged, "
-                "or of another model"
-            ) from error
+        _load_keras(model, file)
+        model.kapps_weights = None
         return
-    tensors, metadata = _read_safetensors(file)
-    values = _match(model, tensors, file)
-    for variable, value in values:
-        variable.assign(value)
+    metadata: dict[str, str] = {}
+    if file.suffix == ".pth":
+        tensors = read_pth(file)
+    else:
+        tensors, metadata = _read_safetensors(file)
+    if "mean" in metadata and "std" in metadata:  # trained further, perhaps: not as published
+        published = None
+        mean, std = (_numbers(metadata[key], key, file) for key in ("mean", "std"))
+    elif published is not None:
+        mean, std = list(published.mean), list(published.std)
+    else:
+        mean = std = []
+    assign(model, tensors, file)
     normalization = next((x for x in model.layers if isinstance(x, ImageNormalization)), None)
-    if normalization is not None and "mean" in metadata and "std" in metadata:
-        for variable, key in ((normalization.mean, "mean"), (normalization.std, "std")):
-            numbers = _numbers(metadata[key], key, file)
+    if normalization is not None and mean:
+        for variable, numbers in ((normalization.mean, mean), (normalization.std, std)):
             if len(numbers) != variable.shape[0]:
                 numbers = [sum(numbers) / len(numbers)] * variable.shape[0]
             variable.assign(numbers)
+    model.kapps_weights = published
+
+
+def assign(model: keras.Model, tensors: dict[str, np.ndarray], source: Path) -> None:
+    """Fills a model with published tensors, by name; `source` is named in errors.
+
+    Nothing of the model is changed unless all of them fit.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
+    for variable, value in _match(model, tensors, source):
+        variable.assign(value)
+
+
+def _load_keras(model: keras.Model, file: Path) -> None:
+    before = model.get_weights()
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns of a layer that it did not find in the file
+            warnings.simplefilter("error", UserWarning)
+            model.load_weights(file)
+    except Exception as error:  # h5py and Keras raise many kinds
+        model.set_weights(before)
+        raise InputError(
+            f"cannot load {file} into {model.name}: {_first_line(error)}; the file is damaged, "
+            "or of another model"
+        ) from error
 
 
 def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -148,15 +234,16 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
     `.safetensors` files get the published names and layouts, so that timm or torchvision can load
     them, with the input's mean and standard deviation (RGB, 0..1) as metadata. `.weights.h5` files
-    are Keras's own.
+    are Keras's own. "<path>.sha256" is written beside either: `sha256sum --check` reads it, and
+    `load_weights`.
 
     Raises:
         InputError: the path has another suffix or cannot be written, or the model was not built by
             kapps (its layers then have no published names).
     """
-    file = _weights_path(path)
+    file = _weights_path(path, _WRITES)
     if file.name.endswith(".weights.h5"):
-        with atomic_write(file) as temporary:
+        with _atomic_write_with_sum(file) as temporary:
             model.save_weights(temporary)
         return
     tensors = {
@@ -172,8 +259,44 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
                 numbers = keras.ops.convert_to_numpy(variable)
                 metadata[key] = " ".join(str(float(number)) for number in numbers)
     safetensors = _safetensors()
-    with atomic_write(file) as temporary:
+    with _atomic_write_with_sum(file) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata)
+
+
+@contextlib.contextmanager
+def _atomic_write_with_sum(file: Path) -> Iterator[Path]:
+    """As `atomic_write`, with the file's SHA-256 beside it.
+
+    A crash leaves the old pair, or a file without sum; never a file beside another one's sum,
+    which would be refused for ever.
+    """
+    beside = _sum_path(file)
+    with atomic_write(file) as temporary:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # what may fail does so before the old sum goes
+        digest = _hub.sha256(temporary)
+        beside.unlink(missing_ok=True)
+    with atomic_write(beside) as temporary:
+        temporary.write_text(f"{digest}  {file.name}\n", encoding="utf-8")
+
+
+def _check_sum(file: Path) -> None:
+    beside = _sum_path(file)
+    if not beside.is_file():
+        return
+    words = beside.read_bytes()[:4096].decode("utf-8", "replace").split()
+    if not words or not re.fullmatch("[0-9a-fA-F]{64}", words[0]):
+        raise InputError(f"{beside} does not begin with a SHA-256; write it anew, or remove it")
+    if _hub.sha256(file) != words[0].lower():
+        raise InputError(
+            f"{file} is damaged: its SHA-256 is not that of {beside.name}; copy or save both "
+            f"again, or remove {beside.name} if the file was meant to change"
+        )
+
+
+def _sum_path(file: Path) -> Path:
+    return file.with_name(file.name + ".sha256")
 
 
 def published_name(parameter: Parameter, model: keras.Model) -> str:
@@ -194,11 +317,11 @@ def _match(
     """Every variable of the model with its value from the file."""
     parameters = published_parameters(model)
     wanted = {(p.layer.name, p.component): p for p in parameters}
-    kernels = [p for p in parameters if len(p.shape) > 1]
-    stem, head = kernels[0].layer, kernels[-1].layer
+    stem = next((p.layer for p in parameters if len(p.shape) > 1), None)
     values: list[tuple[keras.Variable, np.ndarray]] = []
     unknown: list[str] = []
-    shapes: list[str] = []
+    problems: list[str] = []
+    random: dict[str, str] = {}  # classifiers for other classes, and what is to be said of them
     for key, value in tensors.items():
         path, _, component = key.rpartition(".")
         if component == _IGNORED:
@@ -206,34 +329,68 @@ def _match(
         parameter = wanted.pop((layer_name(path), component), None)
         if parameter is None:
             unknown.append(key)
+        elif value.dtype.kind != "f":
+            problems.append(f"{key} is of {value.dtype}, not of floating point")
         elif value.shape == parameter.shape or _views_as(value.shape, parameter.shape):
             values.append((parameter.variable, parameter.from_published(value)))
-        elif parameter.layer is head and value.shape[1:] == parameter.shape[1:]:
-            if component == "weight":
-                warnings.warn(
-                    f"{file.name} has {value.shape[0]} classes and the model {parameter.shape[0]}: "
-                    f"the classifier {head.name!r} keeps its random start",
-                    stacklevel=4,
-                )
+        elif _is_head(parameter.layer) and value.shape[1:] == parameter.shape[1:]:
+            random[parameter.layer.name] = (
+                f"{file.name} has {value.shape[0]} classes and the model {parameter.shape[0]}: "
+                f"the classifier {parameter.layer.name!r} keeps its random start"
+            )
         elif parameter.layer is stem and _other_channels(value.shape, parameter.shape):
             adapted = _adapt_channels(value, parameter.shape[1])
             values.append((parameter.variable, parameter.from_published(adapted)))
         else:
-            shapes.append(f"{key}: {value.shape} in the file, {parameter.shape} in the model")
-    problems = []
+            problems.append(f"shapes differ: {key}: {value.shape} in the file, ")
+            problems[-1] += f"{parameter.shape} in the model"
+    untrained = list(dict.fromkeys(name for name, _ in wanted if _is_auxiliary(name, model)))
+    unknown = [key for key in unknown if not _is_left_out(key, model)]
+    missing = [f"{name}.{component}" for name, component in wanted if name not in untrained]
+    if missing:
+        problems.insert(0, f"only in the model: {_some(missing)}")
     if unknown:
-        problems.append(f"only in the file: {_some(unknown)}")
-    if wanted:
-        missing = (f"{name}.{component}" for name, component in wanted)
-        problems.append(f"only in the model: {_some(missing)}")
-    if shapes:
-        problems.append(f"shapes differ: {_some(shapes)}")
+        problems.insert(0, f"only in the file: {_some(unknown)}")
     if problems:
         raise InputError(
-            f"{file} does not fit {model.name}; {'; '.join(problems)}. Is it of another network, "
+            f"{file} does not fit {model.name}; {_some(problems, '; ')}. Is it of another network, "
             "or of another width or depth?"
         )
+    main = [x for x in random if not _is_auxiliary(x, model)] or list(random)
+    if main:
+        warnings.warn(random[main[-1]], stacklevel=5)
+    if untrained:
+        warnings.warn(
+            f"{file.name} has no weights for auxiliary heads, which keep their random start: "
+            f"{_some(untrained)}",
+            stacklevel=5,
+        )
     return values
+
+
+def _is_head(layer: keras.Layer) -> bool:
+    return bool(getattr(layer, "checkpoint_head", False))
+
+
+def _is_auxiliary(name: str, model: keras.Model) -> bool:
+    """Whether a layer, or a published tensor, lies in a head that exists for training only."""
+    prefixes = getattr(model, "checkpoint_auxiliary", ())
+    return layer_name(name).startswith(tuple(layer_name(x.rstrip(".")) + "_" for x in prefixes))
+
+
+def _is_left_out(key: str, model: keras.Model) -> bool:
+    """Whether a published tensor is of a part that the model has nothing of, and need not have.
+
+    That is an auxiliary head; or, for a model without classifier, the parts behind the feature
+    map. Those have names of their own: a tensor of "layer4" is not left out of a model that has
+    some of "layer4".
+    """
+    if _is_auxiliary(key, model):
+        return True
+    if any(_is_head(layer) for layer in model.layers):
+        return False
+    paths = (getattr(layer, "checkpoint_path", layer.name) for layer in model.layers)
+    return key.partition(".")[0] not in {path.partition(".")[0] for path in paths}
 
 
 def _views_as(published: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -270,13 +427,29 @@ def _read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     safetensors = _safetensors()
     try:
         with safetensors.safe_open(file, framework="numpy") as reader:
-            tensors = {key: reader.get_tensor(key) for key in reader.offset_keys()}
+            tensors = {}
+            for key in reader.offset_keys():
+                if reader.get_slice(key).get_dtype() == "BF16":
+                    tensors[key] = _read_bfloat16(file, key)
+                else:
+                    tensors[key] = reader.get_tensor(key)
             return tensors, reader.metadata() or {}
     except Exception as error:  # the reader's own kinds, OSError, TypeError for unknown dtypes
         raise InputError(
             f"{file} is not a readable .safetensors file ({_first_line(error)}); it is damaged or "
             "cut short: fetch or save it again"
         ) from error
+
+
+def _read_bfloat16(file: Path, key: str) -> np.ndarray:
+    """A tensor that numpy has no type for, as float32; the reader has checked the header."""
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        entry = json.loads(stream.read(length))[key]
+        start, stop = entry["data_offsets"]
+        stream.seek(8 + length + start)
+        bits = np.frombuffer(stream.read(stop - start), "<u2")
+    return from_bfloat16(bits).reshape(entry["shape"])
 
 
 def _safetensors() -> Any:
@@ -290,13 +463,17 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _weights_path(path: str | os.PathLike[str]) -> Path:
-    if not os.fspath(path).endswith(_SUFFIXES):
+def _weights_path(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
+    if not os.fspath(path).endswith(suffixes):
+        verb = "reads" if suffixes == _READS else "writes"
         raise InputError(
-            f"weights {os.fspath(path)!r}: kapps reads and writes files that end in "
-            f"{' or '.join(_SUFFIXES)}"
+            f"weights {os.fspath(path)!r}: kapps {verb} files that end in {_either(suffixes)}"
         )
     return Path(path)
+
+
+def _either(suffixes: tuple[str, ...]) -> str:
+    return f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
 
 
 def _numbers(text: str, key: str, file: Path) -> list[float]:
@@ -313,8 +490,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _some(names: Iterable[str], most: int = 8) -> str:
+def _some(names: Iterable[str], separator: str = ", ", most: int = 8) -> str:
     """The first names of a long list, and how many more there are."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return separator.join(names[:most]) + rest

@@ -71,3 +71,18 @@ import kapps.tflite.interpreter
 assert not {"keras", "tensorflow"} & set(sys.modules)
 """
     runs_alone(code, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imports", ["import kapps, keras", "import keras, kapps", "import kapps"])
+def test_saved_models_are_loaded_in_a_new_process(imports, tmp_path):
+    """With nothing of kapps named but kapps: its layers and models register themselves."""
+    kapps.LeNet5Original().save(tmp_path / "0.keras")
+    kapps.CifarResNet(drop_path_rate=0.1, drop_path_mode="batch").save(tmp_path / "1.keras")
+    kapps.PyramidNet(depth=20, drop_block_rate=0.1, drop_block_steps=9).save(tmp_path / "2.keras")
+    code = f"""
+{imports}
+from keras.saving import load_model
+print([type(load_model(f"{{i}}.keras")).__name__ for i in range(3)])
+"""
+    runs_alone(code, tmp_path)
