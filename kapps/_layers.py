@@ -8,14 +8,21 @@ under their published names.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import keras
-from keras import KerasTensor, layers, ops
+from keras import KerasTensor, layers
+
+from kapps._custom_layers import AdaptiveAveragePooling2D, MirrorPadding2D
+from kapps._errors import InputError
 
 Padding = Literal["symmetric", "same", "valid"]
 """symmetric: as PyTorch pads, (k - 1) // 2 on every side. same: as TensorFlow pads, uneven at
 stride 2. They differ only at strides above 1."""
+
+PoolPadding = Literal["symmetric", "same", "valid", "ceil", "mirror"]
+"""For pooling also ceil: PyTorch's ceil_mode, a last window may reach beyond the edge; and mirror:
+symmetric, but of pixels that the window has anyway (see `max_pool`)."""
 
 
 def _he_normal() -> keras.initializers.Initializer:
@@ -47,34 +54,45 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 def _pad(
-    x: KerasTensor, kernel: int, stride: int, padding: Padding, path: str
-) -> tuple[KerasTensor, Padding]:
+    x: KerasTensor,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    padding: Padding | int,
+    path: str,
+) -> tuple[KerasTensor, str]:
     """The input and the `padding` argument for a Keras layer that is to pad as `padding` says."""
-    if padding != "symmetric":
+    if padding == "same" or padding == "valid":
         return x, padding
-    if stride == 1:
-        return x, "same"  # the same thing for odd kernels, and one layer less
-    return layers.ZeroPadding2D((kernel - 1) // 2, name=layer_name(path) + "_pad")(x), "valid"
+    sides = [(k - 1) // 2 if padding == "symmetric" else int(padding) for k in kernel]
+    if strides == (1, 1) and all(2 * side == k - 1 for side, k in zip(sides, kernel, strict=True)):
+        return x, "same"  # the same thing, and one layer less
+    if not any(sides):
+        return x, "valid"
+    return layers.ZeroPadding2D(tuple(sides), name=layer_name(path) + "_pad")(x), "valid"
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def conv(
     x: KerasTensor,
     filters: int,
-    kernel: int,
+    kernel: int | tuple[int, int],
     path: str,
     *,
     stride: int = 1,
     groups: int = 1,
     bias: bool = False,
-    padding: Padding = "symmetric",
+    padding: Padding | int = "symmetric",
 ) -> KerasTensor:
-    """A convolution."""
-    x, padding = _pad(x, kernel, stride, padding, path)
+    """A convolution; a whole number for `padding` is that many zeros on every side."""
+    x, keras_padding = _pad(x, _pair(kernel), _pair(stride), padding, path)
     layer = layers.Conv2D(
         filters,
         kernel,
         strides=stride,
-        padding=padding,
+        padding=keras_padding,
         groups=groups,
         use_bias=bias,
         kernel_initializer=_he_normal(),
@@ -84,14 +102,19 @@ def conv(
 
 
 def depthwise(
-    x: KerasTensor, kernel: int, path: str, *, stride: int = 1, padding: Padding = "symmetric"
+    x: KerasTensor,
+    kernel: int,
+    path: str,
+    *,
+    stride: int = 1,
+    padding: Padding | int = "symmetric",
 ) -> KerasTensor:
     """A depthwise convolution without bias."""
-    x, padding = _pad(x, kernel, stride, padding, path)
+    x, keras_padding = _pad(x, _pair(kernel), _pair(stride), padding, path)
     layer = layers.DepthwiseConv2D(
         kernel,
         strides=stride,
-        padding=padding,
+        padding=keras_padding,
         use_bias=False,
         depthwise_initializer=_he_normal(),
         name=layer_name(path),
@@ -111,12 +134,22 @@ def dense(x: KerasTensor, units: int, path: str, activation: str | None = None) 
     return _published(layer, path)(x)
 
 
+def check_fixed(x: KerasTensor) -> None:
+    """Raises an `InputError` if the height or width of a feature map is not known."""
+    if None in x.shape[1:3]:
+        raise InputError(
+            "the classifier is fully connected to the feature map and needs a fixed height and "
+            "width: give input_shape such as (224, 224, 3), or include_top=False"
+        )
+
+
 def flat_dense(x: KerasTensor, units: int, path: str) -> KerasTensor:
     """A fully connected layer over a whole feature map of fixed size: (batch, 1, 1, units).
 
     It is built as a valid convolution, so that PyTorch's weights, which count the channels first,
     fit without a special case; the file holds them as a 2-D tensor.
     """
+    check_fixed(x)
     layer = layers.Conv2D(
         units, tuple(x.shape[1:3]), kernel_initializer=_he_normal(), name=layer_name(path)
     )
@@ -129,17 +162,46 @@ def act(x: KerasTensor, kind: str, path: str) -> KerasTensor:
     return layers.Activation(kind, name=layer_name(path))(x)
 
 
-def max_pool(
-    x: KerasTensor, size: int, stride: int, path: str, *, padding: Padding = "valid"
-) -> KerasTensor:
-    """Max-pooling. Symmetric padding is with zeros, so it belongs behind a ReLU only.
-
-    There zero equals PyTorch's minus infinity, and TFLite has it as a plain PAD.
-    """
+def _pad_pool(
+    x: KerasTensor, size: int, stride: int, padding: PoolPadding, path: str
+) -> tuple[KerasTensor, str]:
+    name = layer_name(path) + "_pad"
     if padding == "symmetric":
-        x = layers.ZeroPadding2D((size - 1) // 2, name=layer_name(path) + "_pad")(x)
-        padding = "valid"
-    return layers.MaxPooling2D(size, stride, padding=padding, name=layer_name(path))(x)
+        return layers.ZeroPadding2D((size - 1) // 2, name=name)(x), "valid"
+    if padding == "mirror":
+        return MirrorPadding2D((size - 1) // 2, name=name)(x), "valid"
+    if padding == "ceil":
+        return layers.ZeroPadding2D(((0, stride - 1), (0, stride - 1)), name=name)(x), "valid"
+    return x, padding
+
+
+def max_pool(
+    x: KerasTensor, size: int, stride: int, path: str, *, padding: PoolPadding = "valid"
+) -> KerasTensor:
+    """Max-pooling, equal to PyTorch's, which pads with minus infinity.
+
+    Symmetric and ceil padding are with zeros here, so they belong behind a ReLU only, where that is
+    the same, and TFLite has it as a plain PAD. Elsewhere mirror, for 3x3: the pixel beyond the
+    edge repeats one that its window has already, so the maximum is that of the window's own.
+    """
+    x, keras_padding = _pad_pool(x, size, stride, padding, path)
+    return layers.MaxPooling2D(size, stride, padding=keras_padding, name=layer_name(path))(x)
+
+
+def avg_pool(
+    x: KerasTensor, size: int, stride: int, path: str, *, padding: PoolPadding = "valid"
+) -> KerasTensor:
+    """The mean of each window; symmetric padding counts its zeros, as PyTorch does."""
+    x, keras_padding = _pad_pool(x, size, stride, padding, path)
+    return layers.AveragePooling2D(size, stride, padding=keras_padding, name=layer_name(path))(x)
+
+
+def adaptive_pool(x: KerasTensor, size: tuple[int, int], path: str) -> KerasTensor:
+    """A map of fixed size averaged, or repeated, to (height, width); no layer where it is so."""
+    check_fixed(x)
+    if tuple(x.shape[1:3]) == size:
+        return x
+    return AdaptiveAveragePooling2D(size, name=layer_name(path))(x)
 
 
 def global_pool(x: KerasTensor, path: str, *, keepdims: bool = False) -> KerasTensor:
@@ -148,121 +210,19 @@ def global_pool(x: KerasTensor, path: str, *, keepdims: bool = False) -> KerasTe
 
 
 def se(
-    x: KerasTensor, reduced: int, path: str, *, activation: str = "relu", gate: str = "sigmoid"
+    x: KerasTensor,
+    reduced: int,
+    path: str,
+    *,
+    activation: str = "relu",
+    gate: str = "sigmoid",
+    names: tuple[str, str] = ("conv_reduce", "conv_expand"),
 ) -> KerasTensor:
     """Squeeze-and-excitation (Hu et al. 2018): mean, 1x1, act, 1x1, gate, times the input."""
     channels = x.shape[-1]
     y = global_pool(x, f"{path}.pool", keepdims=True)
-    y = conv(y, reduced, 1, f"{path}.conv_reduce", bias=True)
+    y = conv(y, reduced, 1, f"{path}.{names[0]}", bias=True)
     y = act(y, activation, f"{path}.act1")
-    y = conv(y, channels, 1, f"{path}.conv_expand", bias=True)
+    y = conv(y, channels, 1, f"{path}.{names[1]}", bias=True)
     y = act(y, gate, f"{path}.gate")
     return layers.Multiply(name=layer_name(path) + "_scale")([x, y])
-
-
-@keras.saving.register_keras_serializable("kapps")
-class ImageNormalization(layers.Layer):
-    """(image / 255 - mean) / std, for images in 0..255 of any dtype.
-
-    `mean` and `std` (in 0..1, one for each channel or one for all) are the weights of the layer
-    and not trained: they belong to the published weights, and are set with them.
-    """
-
-    def __init__(
-        self, mean: tuple[float, ...] | float, std: tuple[float, ...] | float, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.initial_mean, self.initial_std = mean, std
-
-    def build(self, input_shape: tuple[Any, ...]) -> None:
-        def weight(name: str, value: tuple[float, ...] | float) -> keras.Variable:
-            values = (value,) if isinstance(value, (int, float)) else tuple(value)
-            if len(values) != input_shape[-1]:  # gray, RGBA, ...: the mean of the published ones
-                values = (sum(values) / len(values),) * input_shape[-1]
-            return self.add_weight(
-                shape=(input_shape[-1],),
-                initializer=lambda shape, dtype: ops.convert_to_tensor(values, dtype=dtype),
-                trainable=False,
-                name=name,
-            )
-
-        self.mean = weight("mean", self.initial_mean)
-        self.std = weight("std", self.initial_std)
-
-    def call(self, images: Any) -> Any:
-        images = ops.cast(images, self.compute_dtype)
-        return (images * (1 / 255) - self.mean) / self.std
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "mean": self.initial_mean, "std": self.initial_std}
-
-
-@keras.saving.register_keras_serializable("kapps")
-class ChannelSlice(layers.Layer):
-    """The channels `start` to `stop` (exclusive) of a feature map."""
-
-    def __init__(self, start: int, stop: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.start, self.stop = start, stop
-
-    def call(self, x: Any) -> Any:
-        return x[..., self.start : self.stop]
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return (*input_shape[:-1], self.stop - self.start)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "start": self.start, "stop": self.stop}
-
-
-@keras.saving.register_keras_serializable("kapps")
-class ChannelShuffle(layers.Layer):
-    """Interleaves `groups` groups of channels (Zhang et al. 2018, figure 1).
-
-    Of 4 dimensions all the way: old TFLite runtimes refuse a transpose of 5.
-    """
-
-    def __init__(self, groups: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.groups = groups
-
-    def call(self, x: Any) -> Any:
-        _, height, width, channels = ops.shape(x)
-        x = ops.reshape(x, (-1, height * width, self.groups, channels // self.groups))
-        return ops.reshape(ops.transpose(x, (0, 1, 3, 2)), (-1, height, width, channels))
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "groups": self.groups}
-
-
-@keras.saving.register_keras_serializable("kapps")
-class StochasticDepth(layers.Layer):
-    """In training, zeroes whole samples with probability `rate` and scales up those that survive.
-
-    Huang et al. 2016, "Deep Networks with Stochastic Depth"; the scaling by 1 / (1 - rate) in
-    training is that of the later reference implementations, and leaves inference untouched.
-    """
-
-    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.rate, self.seed = rate, seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-
-    def call(self, x: Any, training: bool = False) -> Any:
-        if not training or self.rate == 0:
-            return x
-        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
-        draw = keras.random.uniform(shape, dtype=self.compute_dtype, seed=self.seed_generator)
-        return x * ops.cast(draw >= self.rate, self.compute_dtype) / (1 - self.rate)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}

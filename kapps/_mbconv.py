@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from keras import KerasTensor
 
 from kapps import _layers
+from kapps._errors import InputError
 from kapps._model import Net
 
 
@@ -32,6 +34,7 @@ class MBConv:
         activation: str,
         se_channels: int = 0,
         depth: float,
+        drop_block: bool = False,
     ) -> KerasTensor:
         """[1x1, BN, act,] depthwise, BN, act, [SE,] 1x1, BN [, + input].
 
@@ -51,5 +54,12 @@ class MBConv:
             x = self.se(x, se_channels, f"{path}.se")
         x = self.bn(_layers.conv(x, filters, 1, f"{path}.{last[0]}"), f"{path}.{last[1]}")
         if stride == 1 and filters == shortcut.shape[-1]:
-            x = net.add(x, shortcut, path, depth=depth)
+            x = net.add(x, shortcut, path, depth=depth, drop_block=drop_block)
         return x
+
+
+def check_alpha(builder: str, alpha: float) -> float:
+    """The multiplier of a family's channels, where it is one."""
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+        raise InputError(f"{builder}: alpha must be a number above 0, such as 1.0, not {alpha!r}")
+    return alpha

@@ -17,55 +17,122 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import keras
 from keras import KerasTensor, layers
 
-from kapps import _layers
-from kapps._errors import InputError, unknown
-from kapps.weights import load_weights
+from kapps import _custom_layers, _layers
+from kapps._errors import InputError, check_whole, unknown
+from kapps._models import BlockSkippingModel, DeepModel
+from kapps.weights import initialize
 
 # Of the ImageNet training set, RGB in 0..1: what torchvision and most of timm normalize with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# To -1..1, as TensorFlow's Inception has it, and much that was trained there: mean and std alike.
+HALF = (0.5, 0.5, 0.5)
+# Of the CIFAR-10 training set, likewise.
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 _POOLING = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
 
 _BUILDERS: dict[str, Builder] = {}
 
 
+@dataclasses.dataclass(frozen=True)
+class Regularization:
+    """What is dropped in training; the builders' docstring describes the fields."""
+
+    dropout_rate: float = 0.0
+    spatial_dropout: bool = False
+    drop_path_rate: float = 0.0
+    drop_path_schedule: str = "linear"
+    drop_path_mode: str = "row"
+    drop_block_rate: float = 0.0
+    drop_block_size: int = 7
+    drop_block_steps: int = 0
+
+
+_REGULARIZATION = tuple(field.name for field in dataclasses.fields(Regularization))
+
+
 class Net:
     """The parts of a graph whose form the caller chose: residual paths, dropout, classifier."""
 
-    def __init__(
-        self, dropout_rate: float, drop_path_rate: float, classes: int, activation: str | None
-    ) -> None:
-        self.dropout_rate, self.drop_path_rate = dropout_rate, drop_path_rate
+    def __init__(self, regularization: Regularization, classes: int, activation: str | None):
+        self.regularization = regularization
         self.classes, self.activation = classes, activation
         self.has_residual = False
 
-    def add(self, x: KerasTensor, shortcut: KerasTensor, path: str, *, depth: float) -> KerasTensor:
-        """The residual sum; `x` is dropped in training as stochastic depth says.
+    def add(
+        self,
+        x: KerasTensor,
+        shortcut: KerasTensor,
+        path: str,
+        *,
+        depth: float,
+        drop_block: bool = False,
+    ) -> KerasTensor:
+        """The residual sum; `x` is dropped in training as stochastic depth and DropBlock say.
 
         `depth` is the share of the blocks that lie before this one, 0 to 1: the probability grows
-        linearly with it, up to `drop_path_rate` (Huang et al. 2016, section 3).
+        linearly with it, up to `drop_path_rate` (Huang et al. 2016, section 3), unless the caller
+        wants it constant. `drop_block` is true in the last two stages, where DropBlock acts, on
+        both summands (Ghiasi et al. 2018, section 4.1).
         """
         self.has_residual = True
-        if self.drop_path_rate * depth > 0:
-            name = _layers.layer_name(path) + "_drop_path"
-            x = _layers.StochasticDepth(self.drop_path_rate * depth, name=name)(x)
-        return layers.Add(name=_layers.layer_name(path) + "_add")([x, shortcut])
+        name, chosen = _layers.layer_name(path), self.regularization
+        if drop_block and chosen.drop_block_rate > 0:
+            sizes = (chosen.drop_block_rate, chosen.drop_block_size, chosen.drop_block_steps)
+            x = _custom_layers.DropBlock2D(*sizes, name=f"{name}_drop_block")(x)
+            shortcut = _custom_layers.DropBlock2D(*sizes, name=f"{name}_drop_block_shortcut")(
+                shortcut
+            )
+        rate = chosen.drop_path_rate * (1 if chosen.drop_path_schedule == "constant" else depth)
+        if rate > 0:
+            layer = _custom_layers.StochasticDepth(
+                rate, chosen.drop_path_mode, name=f"{name}_drop_path"
+            )
+            x = layer(x)
+        return layers.Add(name=f"{name}_add")([x, shortcut])
 
-    def dropout(self, x: KerasTensor, path: str = "dropout") -> KerasTensor:
-        """Dropout at the caller's rate; no layer at all at rate 0."""
-        if self.dropout_rate == 0:
+    def dropout(
+        self, x: KerasTensor, path: str = "dropout", *, rate: float | None = None
+    ) -> KerasTensor:
+        """Dropout at the caller's rate, or at one of the architecture's; no layer at rate 0.
+
+        A feature map loses whole channels where the caller wants spatial dropout.
+        """
+        rate = self.regularization.dropout_rate if rate is None else rate
+        if rate == 0:
             return x
-        return layers.Dropout(self.dropout_rate, name=_layers.layer_name(path))(x)
+        spatial = self.regularization.spatial_dropout and len(x.shape) == 4
+        kind = layers.SpatialDropout2D if spatial else layers.Dropout
+        return kind(rate, name=_layers.layer_name(path))(x)
 
     def classifier(self, x: KerasTensor, path: str) -> KerasTensor:
         """The last layer: (batch, features) to (batch, classes)."""
-        return _layers.dense(x, self.classes, path, self.activation)
+        return _head_layer(_layers.dense(x, self.classes, path, self.activation))
+
+    def conv_classifier(self, x: KerasTensor, path: str) -> KerasTensor:
+        """A last layer that classifies every position, a 1x1 convolution, without activation.
+
+        (batch, height, width, features) to (batch, height, width, classes); `activate` follows,
+        once the positions are averaged.
+        """
+        return _head_layer(_layers.conv(x, self.classes, 1, path, bias=True))
+
+    def activate(self, x: KerasTensor) -> KerasTensor:
+        """The activation that the caller wants of the classifier, as a layer of its own."""
+        return x if self.activation is None else _layers.act(x, self.activation, "predictions")
+
+
+def _head_layer(x: KerasTensor) -> KerasTensor:
+    """Marks the layer that made `x` as a classifier: weights for other classes leave it random."""
+    x._keras_history.operation.checkpoint_head = True
+    return x
 
 
 def pooled_head(x: KerasTensor, net: Net, classifier: str = "classifier") -> KerasTensor:
@@ -82,7 +149,12 @@ class Architecture:
     """
 
     features: Callable[[KerasTensor, Net], KerasTensor]
-    head: Callable[[KerasTensor, Net], KerasTensor] = pooled_head
+    head: Callable[[KerasTensor, Net], KerasTensor | list[KerasTensor]] = pooled_head
+    """A list where the network has auxiliary outputs: the main one first."""
+    size: int | None = None
+    """Default height and width of the input, pixels, where the builder's parameters decide it."""
+    auxiliary: tuple[str, ...] = ()
+    """Paths of the heads that exist for training only: checkpoints may have them or not."""
 
 
 class Builder(Protocol):
@@ -105,8 +177,20 @@ class Builder(Protocol):
         *,
         include_preprocessing: bool = True,
         dropout_rate: float = ...,
+        spatial_dropout: bool = False,
         drop_path_rate: float = 0.0,
+        drop_path_schedule: Literal["linear", "constant"] = "linear",
+        drop_path_mode: Literal["row", "batch"] = "row",
+        drop_block_rate: float = 0.0,
+        drop_block_size: int = 7,
+        drop_block_steps: int = 0,
     ) -> keras.Model: ...
+
+
+@functools.cache
+def _shared_parameters() -> tuple[inspect.Parameter, ...]:
+    """Of every builder, as `Builder` says; found once, for it takes longer than all the rest."""
+    return tuple(inspect.signature(Builder.__call__, eval_str=True).parameters.values())[1:]
 
 
 _SHARED_DOC = """
@@ -116,7 +200,9 @@ Returns class probabilities (batch, classes).
 
 Args:
     include_top: whether to build the classifier; without it the model returns the feature map.
-    weights: None for random ones, or the path of a `.safetensors` or `.weights.h5` file.
+    weights: None for random ones, "imagenet" for the default published ones, the tag of others
+        (`kapps.list_weights` names them), or the path of a `.safetensors`, `.pth` or `.weights.h5`
+        file.
     input_tensor: a Keras tensor to build upon, in place of a new input.
     input_shape: (height, width, channels); by default {default}, and any height and width without
         the classifier. At least {min_size} pixels a side.
@@ -129,8 +215,17 @@ Args:
     include_preprocessing: whether the first layer normalizes. Without it the model takes images
         that are normalized already, (image / 255 - mean) / std.
     dropout_rate: share of the features dropped before the classifier in training, 0 to 1.
+    spatial_dropout: whether dropout on a feature map drops whole channels.
     drop_path_rate: stochastic depth: the probability at which the last residual block is dropped
-        in training; it grows linearly from 0 at the first.
+        in training, 0 to below 1.
+    drop_path_schedule: "linear": the probability grows from 0 at the first block; "constant": it
+        is the same for all.
+    drop_path_mode: "row" draws for each image; "batch" draws once for the whole batch, and what
+        is dropped is not computed.
+    drop_block_rate: DropBlock: the share of the feature maps that is dropped in training, in square
+        regions, in the last two stages, 0 to below 1.
+    drop_block_size: side of the regions, pixels of the feature map.
+    drop_block_steps: the training steps over which the rate of DropBlock grows from 0.
 
 Raises:
     InputError: an argument does not fit; the message says which, and the remedy.
@@ -172,52 +267,69 @@ def model(
             arguments.apply_defaults()
             values = arguments.arguments
             own = {parameter: values.pop(parameter) for parameter in own_parameters}
-            return _build(architecture(**own), **values)
+            dropped = {parameter: values.pop(parameter) for parameter in _REGULARIZATION}
+            return _build(architecture(**own), Regularization(**dropped), **values)
 
         def _build(
             network: Architecture,
-            include_top: bool = True,
-            weights: str | os.PathLike[str] | None = None,
-            input_tensor: KerasTensor | None = None,
-            input_shape: tuple[int | None, int | None, int] | None = None,
-            pooling: str | None = None,
-            classes: int = classes,
-            classifier_activation: str | None = "softmax",
-            name: str | None = None,
-            *,
-            include_preprocessing: bool = True,
-            dropout_rate: float = dropout_rate,
-            drop_path_rate: float = 0.0,
+            regularization: Regularization,
+            include_top: bool,
+            weights: str | os.PathLike[str] | None,
+            input_tensor: KerasTensor | None,
+            input_shape: tuple[int | None, int | None, int] | None,
+            pooling: str | None,
+            classes: int,
+            classifier_activation: str | None,
+            name: str | None,
+            include_preprocessing: bool,
         ) -> keras.Model:
             builder = architecture.__name__
-            default = (size, size, channels) if include_top else (None, None, channels)
-            _check(builder, pooling, classes, dropout_rate, drop_path_rate)
+            side = network.size or size
+            default = (side, side, channels) if include_top else (None, None, channels)
+            _check(builder, pooling, classes, regularization)
             image = _input(builder, input_tensor, input_shape, default, min_size)
-            net = Net(dropout_rate, drop_path_rate, classes, classifier_activation)
+            net = Net(regularization, classes, classifier_activation)
             x = image
             if include_preprocessing:
-                x = _layers.ImageNormalization(mean, std, name="normalization")(x)
+                x = _custom_layers.ImageNormalization(mean, std, name="normalization")(x)
             x = network.features(x, net)
             if include_top:
                 x = network.head(x, net)
             elif pooling is not None:
                 x = _POOLING[pooling](name=f"{pooling}_pool")(x)
-            if drop_path_rate and not net.has_residual:
-                raise InputError(
-                    f"{builder}: drop_path_rate={drop_path_rate}, but the network has no residual "
-                    "blocks to drop; leave it at 0"
-                )
+            for rate_name in ("drop_path_rate", "drop_block_rate"):
+                rate = getattr(regularization, rate_name)
+                if rate and not net.has_residual:
+                    raise InputError(
+                        f"{builder}: {rate_name}={rate}, but the network has no residual "
+                        "blocks to drop; leave it at 0"
+                    )
             sources = [image] if input_tensor is None else keras.utils.get_source_inputs(image)
             inputs = sources[0] if len(sources) == 1 else sources
-            result = keras.Model(inputs, x, name=builder if name is None else name)
+            name = builder if name is None else name
+            if regularization.drop_path_rate and regularization.drop_path_mode == "batch":
+                result = BlockSkippingModel(inputs, x, name=name)
+            else:
+                try:
+                    result = keras.Model(inputs, x, name=name)
+                except RecursionError:
+                    result = DeepModel(inputs, x, name=name)
+            result.checkpoint_auxiliary = network.auxiliary
             if weights is not None:
-                load_weights(result, weights)
+                initialize(result, builder, weights)
             return result
 
-        shared = list(inspect.signature(_build, eval_str=True).parameters.values())[1:]
-        own_parameters = inspect.signature(architecture, eval_str=True).parameters
+        own_parameters = (
+            inspect.signature(architecture, eval_str=True).parameters
+            if architecture.__code__.co_argcount
+            else {}
+        )
+        defaults = {"classes": classes, "dropout_rate": dropout_rate}
         signature = inspect.Signature(
-            shared
+            [
+                p.replace(default=defaults[p.name]) if p.name in defaults else p
+                for p in _shared_parameters()
+            ]
             + [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own_parameters.values()],
             return_annotation=keras.Model,
         )
@@ -272,9 +384,7 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     return x
 
 
-def _check(
-    builder: str, pooling: str | None, classes: int, dropout_rate: float, drop_path_rate: float
-) -> None:
+def _check(builder: str, pooling: str | None, classes: int, regularization: Regularization) -> None:
     if keras.config.image_data_format() != "channels_last":
         raise InputError(
             f"{builder}: Keras is set to channels_first; kapps builds channels_last models only: "
@@ -282,11 +392,24 @@ def _check(
         )
     if pooling is not None and pooling not in _POOLING:
         raise unknown("pooling", pooling, _POOLING)
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-        raise InputError(f"{builder}: classes must be a whole number above 0, not {classes!r}")
-    for rate_name, rate in (("dropout_rate", dropout_rate), ("drop_path_rate", drop_path_rate)):
-        if not 0 <= rate < 1:
-            raise InputError(f"{builder}: {rate_name} must be at least 0 and below 1, not {rate!r}")
+    check_whole(builder, "classes", classes)
+    for name in ("dropout_rate", "drop_path_rate", "drop_block_rate"):
+        value = getattr(regularization, name)
+        if not 0 <= value < 1:
+            raise InputError(f"{builder}: {name} must be at least 0 and below 1, not {value!r}")
+    for name, choices in (
+        ("drop_path_schedule", ("linear", "constant")),
+        ("drop_path_mode", ("row", "batch")),
+    ):
+        value = getattr(regularization, name)
+        if value not in choices:
+            raise InputError(f"{builder}: {name} must be {' or '.join(choices)}, not {value!r}")
+    for name, least in (("drop_block_size", 1), ("drop_block_steps", 0)):
+        value = getattr(regularization, name)
+        if not isinstance(value, int) or value < least:
+            raise InputError(
+                f"{builder}: {name} must be a whole number, {least} or more, not {value!r}"
+            )
 
 
 def _input(

@@ -1,6 +1,6 @@
 """MobileNetV3: Howard et al. 2019, "Searching for MobileNetV3".
 
-Layer names are those of timm's `mobilenetv3_small_100`, to whose logits the network is equal.
+Layer names are those of timm's `mobilenetv3_*`, to whose logits the networks are equal.
 """
 
 from __future__ import annotations
@@ -12,13 +12,36 @@ from keras import KerasTensor, layers
 
 from kapps import _layers
 from kapps._layers import act, bn, conv, make_divisible
-from kapps._mbconv import MBConv
+from kapps._mbconv import MBConv, check_alpha
 from kapps._model import Architecture, Net, model
 
 _Block = tuple[int, int, int, bool, str, int]
 
-# Table 2 of the paper, a block a tuple, stage by stage:
+# Table 1 of the paper, a block a tuple, stage by stage:
 # kernel, expanded channels, filters, squeeze-and-excitation, activation, stride
+_LARGE: Sequence[Sequence[_Block]] = (
+    ((3, 16, 16, False, "relu", 1),),
+    ((3, 64, 24, False, "relu", 2), (3, 72, 24, False, "relu", 1)),
+    (
+        (5, 72, 40, True, "relu", 2),
+        (5, 120, 40, True, "relu", 1),
+        (5, 120, 40, True, "relu", 1),
+    ),
+    (
+        (3, 240, 80, False, "hard_silu", 2),
+        (3, 200, 80, False, "hard_silu", 1),
+        (3, 184, 80, False, "hard_silu", 1),
+        (3, 184, 80, False, "hard_silu", 1),
+    ),
+    ((3, 480, 112, True, "hard_silu", 1), (3, 672, 112, True, "hard_silu", 1)),
+    (
+        (5, 672, 160, True, "hard_silu", 2),
+        (5, 960, 160, True, "hard_silu", 1),
+        (5, 960, 160, True, "hard_silu", 1),
+    ),
+)
+
+# Table 2 of the paper, likewise.
 _SMALL: Sequence[Sequence[_Block]] = (
     ((3, 16, 16, True, "relu", 2),),
     ((3, 72, 24, False, "relu", 2), (3, 88, 24, False, "relu", 1)),
@@ -36,16 +59,25 @@ _SMALL: Sequence[Sequence[_Block]] = (
 )
 
 
-def mobilenet_v3(stages: Sequence[Sequence[_Block]], head_filters: int) -> Architecture:
-    """A MobileNetV3 of these stages; `head_filters` is the width of the last hidden layer."""
+def mobilenet_v3(
+    stages: Sequence[Sequence[_Block]], head_filters: int, alpha: float
+) -> Architecture:
+    """A MobileNetV3 of these stages, whose channels are multiplied by `alpha`.
+
+    `head_filters` is the width of the last hidden layer, which is not scaled.
+    """
     block = MBConv("symmetric", bn, functools.partial(_layers.se, gate="hard_sigmoid"))
 
     def features(x: KerasTensor, net: Net) -> KerasTensor:
-        x = conv(x, 16, 3, "conv_stem", stride=2)
+        # timm keeps the stem of narrow ones: https://github.com/huggingface/pytorch-image-models/
+        # blob/main/timm/models/mobilenetv3.py, `fix_stem`
+        x = conv(x, 16 if alpha < 0.75 else make_divisible(16 * alpha), 3, "conv_stem", stride=2)
         x = act(bn(x, "bn1"), "hard_silu", "act1")
         total, done = sum(len(stage) for stage in stages), 0
+        unscaled = 16  # the channels of x at alpha 1, by which the table expands
         for i, stage in enumerate(stages):
             for j, (kernel, expanded, filters, se, activation, stride) in enumerate(stage):
+                expanded = make_divisible(x.shape[-1] * expanded / unscaled)
                 x = block(
                     x,
                     net,
@@ -53,14 +85,16 @@ def mobilenet_v3(stages: Sequence[Sequence[_Block]], head_filters: int) -> Archi
                     kernel=kernel,
                     stride=stride,
                     expanded=expanded,
-                    filters=filters,
+                    filters=make_divisible(filters * alpha),
                     activation=activation,
                     se_channels=make_divisible(expanded / 4) if se else 0,
                     depth=done / total,
+                    drop_block=i >= len(stages) - 2,
                 )
+                unscaled = filters
                 done += 1
         path = f"blocks.{len(stages)}.0"
-        x = conv(x, stages[-1][-1][1], 1, f"{path}.conv")
+        x = conv(x, make_divisible(stages[-1][-1][1] * alpha), 1, f"{path}.conv")
         return act(bn(x, f"{path}.bn1"), "hard_silu", f"{path}.act1")
 
     def head(x: KerasTensor, net: Net) -> KerasTensor:
@@ -72,7 +106,39 @@ def mobilenet_v3(stages: Sequence[Sequence[_Block]], head_filters: int) -> Archi
     return Architecture(features, head)
 
 
+# The dropout is that of section 6.1 of the paper.
 @model(dropout_rate=0.2)
-def MobileNetV3Small() -> Architecture:
-    """MobileNetV3-Small: 2,542,856 parameters, 56.5 million MACs at 224 px."""
-    return mobilenet_v3(_SMALL, 1024)
+def MobileNetV3Small(alpha: float = 1.0) -> Architecture:
+    """MobileNetV3-Small: 2,542,856 parameters, 56.5 million MACs at 224 px by default.
+
+    `alpha`, above 0, multiplies the channels of all layers but the last hidden one and, below 0.75,
+    the stem; they are rounded to multiples of 8. Anything else raises `InputError`.
+    """
+    return mobilenet_v3(_SMALL, 1024, check_alpha("MobileNetV3Small", alpha))
+
+
+@model(dropout_rate=0.2)
+def MobileNetV3Small_050() -> Architecture:
+    """MobileNetV3-Small 0.5: 1,593,224 parameters, 24.2 million MACs at 224 px."""
+    return mobilenet_v3(_SMALL, 1024, 0.5)
+
+
+@model(dropout_rate=0.2)
+def MobileNetV3Small_075() -> Architecture:
+    """MobileNetV3-Small 0.75: 2,041,872 parameters, 43.4 million MACs at 224 px."""
+    return mobilenet_v3(_SMALL, 1024, 0.75)
+
+
+@model(dropout_rate=0.2)
+def MobileNetV3Large(alpha: float = 1.0) -> Architecture:
+    """MobileNetV3-Large: 5,483,032 parameters, 216.6 million MACs at 224 px by default.
+
+    `alpha` acts as in `MobileNetV3Small`.
+    """
+    return mobilenet_v3(_LARGE, 1280, check_alpha("MobileNetV3Large", alpha))
+
+
+@model(dropout_rate=0.2)
+def MobileNetV3Large_075() -> Architecture:
+    """MobileNetV3-Large 0.75: 3,993,528 parameters, 154.6 million MACs at 224 px."""
+    return mobilenet_v3(_LARGE, 1280, 0.75)

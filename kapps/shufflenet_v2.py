@@ -9,7 +9,8 @@ import functools
 
 from keras import KerasTensor, layers
 
-from kapps import _layers
+from kapps import _custom_layers, _layers
+from kapps._errors import InputError
 from kapps._layers import act, bn, conv, depthwise
 from kapps._model import Architecture, Net, model, pooled_head
 
@@ -37,13 +38,22 @@ def _unit(x: KerasTensor, filters: int, stride: int, path: str) -> KerasTensor:
     """
     name, half = _layers.layer_name(path), filters // 2
     if stride == 1:
-        left = _layers.ChannelSlice(0, half, name=f"{name}_left")(x)
-        x = _layers.ChannelSlice(half, filters, name=f"{name}_right")(x)
+        left = _custom_layers.ChannelSlice(0, half, name=f"{name}_left")(x)
+        x = _custom_layers.ChannelSlice(half, filters, name=f"{name}_right")(x)
     else:
         left = _downsample(x, half, f"{path}.branch1")
     right = _branch(x, half, stride, f"{path}.branch2")
     x = layers.Concatenate(name=f"{name}_concat")([left, right])
-    return _layers.ChannelShuffle(2, name=f"{name}_shuffle")(x)
+    return _custom_layers.ChannelShuffle(2, name=f"{name}_shuffle")(x)
+
+
+# Table 5 of the paper: output channels of stages 2, 3, 4 and of conv5, by scale
+_FILTERS = {
+    0.5: (48, 96, 192, 1024),
+    1.0: (116, 232, 464, 1024),
+    1.5: (176, 352, 704, 1024),
+    2.0: (244, 488, 976, 2048),
+}
 
 
 def shufflenet_v2(filters: tuple[int, int, int, int]) -> Architecture:
@@ -62,10 +72,39 @@ def shufflenet_v2(filters: tuple[int, int, int, int]) -> Architecture:
     return Architecture(features, functools.partial(pooled_head, classifier="fc"))
 
 
-# Channels: table 5 of the paper.
+@model()
+def ShuffleNetV2(scale: float = 1.0) -> Architecture:
+    """ShuffleNetV2: 2,278,604 parameters, 144.9 million MACs at 224 px by default.
+
+    `scale` is one of the paper's, 0.5, 1.0, 1.5 and 2.0, whose channels do not follow a formula.
+    Anything else raises `InputError`.
+    """
+    if scale not in _FILTERS:
+        raise InputError(
+            f"ShuffleNetV2: scale must be one of {', '.join(map(str, _FILTERS))}, not {scale!r}"
+        )
+    return shufflenet_v2(_FILTERS[scale])
 
 
 @model()
 def ShuffleNetV2_x0_5() -> Architecture:
     """ShuffleNetV2 0.5x: 1,366,792 parameters, 40.5 million MACs at 224 px."""
-    return shufflenet_v2((48, 96, 192, 1024))
+    return shufflenet_v2(_FILTERS[0.5])
+
+
+@model()
+def ShuffleNetV2_x1_0() -> Architecture:
+    """ShuffleNetV2 1x: 2,278,604 parameters, 144.9 million MACs at 224 px."""
+    return shufflenet_v2(_FILTERS[1.0])
+
+
+@model()
+def ShuffleNetV2_x1_5() -> Architecture:
+    """ShuffleNetV2 1.5x: 3,503,624 parameters, 295.8 million MACs at 224 px."""
+    return shufflenet_v2(_FILTERS[1.5])
+
+
+@model()
+def ShuffleNetV2_x2_0() -> Architecture:
+    """ShuffleNetV2 2x: 7,393,996 parameters, 583.3 million MACs at 224 px."""
+    return shufflenet_v2(_FILTERS[2.0])

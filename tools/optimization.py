@@ -64,17 +64,23 @@ def prepare_layers(
                 layer.momentum = recipe.bn_momentum
         generator = getattr(layer, "seed_generator", None)
         if generator is not None:
-            generator.next = _seed_by_step(seed, i, optimizer, strategy)
+            whole = getattr(layer, "mode", None) == "batch"  # StochasticDepth: one draw for all
+            generator.next = _seed_by_step(seed, i, optimizer, strategy, whole)
 
 
 def _seed_by_step(
-    seed: int, layer: int, optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy
+    seed: int,
+    layer: int,
+    optimizer: keras.optimizers.Optimizer,
+    strategy: tf.distribute.Strategy,
+    whole: bool,
 ) -> Callable[..., tf.Tensor]:
-    """In place of Keras's counter, which gives all replicas the same numbers."""
+    """In place of Keras's counter, which gives all replicas the same; `whole` does so too."""
     own = int(np.random.SeedSequence([seed, layer]).generate_state(1)[0])
 
     def next_seed(ordered: bool = True) -> tf.Tensor:
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        context = tf.distribute.get_replica_context()
+        replica = 0 if whole else context.replica_id_in_sync_group
         step = tf.cast(optimizer.iterations.value, tf.int64)
         draw = step * strategy.num_replicas_in_sync + tf.cast(replica, tf.int64)
         return tf.stack([tf.constant(own, tf.int64), draw])

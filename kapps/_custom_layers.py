@@ -1,0 +1,312 @@
+"""Layers that Keras lacks, registered so that saved models find them.
+
+All of them take and return feature maps (batch, height, width, channels), channels last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+
+class _SameShape(layers.Layer):
+    """A layer whose output has the shape of its input."""
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape
+
+
+@keras.saving.register_keras_serializable("kapps")
+class ImageNormalization(_SameShape):
+    """(image / 255 - mean) / std, for images in 0..255 of any dtype.
+
+    `mean` and `std` (in 0..1, one for each channel or one for all) are the weights of the layer
+    and not trained: they belong to the published weights, and are set with them.
+    """
+
+    def __init__(
+        self, mean: tuple[float, ...] | float, std: tuple[float, ...] | float, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.initial_mean, self.initial_std = mean, std
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        def weight(name: str, value: tuple[float, ...] | float) -> keras.Variable:
+            values = (value,) if isinstance(value, (int, float)) else tuple(value)
+            if len(values) != input_shape[-1]:  # gray, RGBA, ...: the mean of the published ones
+                values = (sum(values) / len(values),) * input_shape[-1]
+            return self.add_weight(
+                shape=(input_shape[-1],),
+                initializer=lambda shape, dtype: ops.convert_to_tensor(values, dtype=dtype),
+                trainable=False,
+                name=name,
+            )
+
+        self.mean = weight("mean", self.initial_mean)
+        self.std = weight("std", self.initial_std)
+
+    def call(self, images: Any) -> Any:
+        images = ops.cast(images, self.compute_dtype)
+        return (images * (1 / 255) - self.mean) / self.std
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "mean": self.initial_mean, "std": self.initial_std}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class ChannelSlice(layers.Layer):
+    """The channels `start` to `stop` (exclusive) of a feature map."""
+
+    def __init__(self, start: int, stop: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.start, self.stop = start, stop
+
+    def call(self, x: Any) -> Any:
+        return x[..., self.start : self.stop]
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], self.stop - self.start)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "start": self.start, "stop": self.stop}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class ChannelShuffle(_SameShape):
+    """Interleaves `groups` groups of channels (Zhang et al. 2018, figure 1).
+
+    Of 4 dimensions all the way: old TFLite runtimes refuse a transpose of 5.
+    """
+
+    def __init__(self, groups: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.groups = groups
+
+    def call(self, x: Any) -> Any:
+        _, height, width, channels = ops.shape(x)
+        x = ops.reshape(x, (-1, height * width, self.groups, channels // self.groups))
+        return ops.reshape(ops.transpose(x, (0, 1, 3, 2)), (-1, height, width, channels))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "groups": self.groups}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class ChannelPad(layers.Layer):
+    """Zero channels behind those of the input: the shortcut without parameters that widens.
+
+    He et al. 2016, section 3.3, option A; Han et al. 2017, section 3.2.
+    """
+
+    def __init__(self, channels: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.channels = channels
+
+    def call(self, x: Any) -> Any:
+        return ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.channels - x.shape[-1])))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], self.channels)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "channels": self.channels}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class MirrorPadding2D(layers.Layer):
+    """`width` rows and columns on every side that mirror those inside of the edge's own."""
+
+    def __init__(self, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+
+    def call(self, x: Any) -> Any:
+        sides = (self.width, self.width)
+        return ops.pad(x, ((0, 0), sides, sides, (0, 0)), mode="reflect")
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        batch, *sides, channels = input_shape
+        return (batch, *(s if s is None else s + 2 * self.width for s in sides), channels)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "width": self.width}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class AdaptiveAveragePooling2D(layers.Layer):
+    """The means of (height, width) = `size` windows that cover a map of fixed size, as in PyTorch.
+
+    Window i of n over a side of s pixels goes from floor(i s / n) to ceil((i + 1) s / n): they
+    overlap where s is no multiple of n, and repeat pixels where it is smaller. Keras has no such
+    layer in the series for Python 3.10.
+    """
+
+    def __init__(self, size: tuple[int, int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = tuple(size)
+
+    def _windows(self, pixels: int, windows: int) -> Any:
+        """(pixels, windows): the share of each pixel in each window."""
+        shares = np.zeros((pixels, windows), self.compute_dtype)
+        for i in range(windows):
+            start, stop = i * pixels // windows, -(-(i + 1) * pixels // windows)
+            shares[start:stop, i] = 1 / (stop - start)
+        return ops.convert_to_tensor(shares)
+
+    def call(self, x: Any) -> Any:
+        _, height, width, _ = x.shape
+        x = ops.einsum("bhwc,hi->biwc", x, self._windows(height, self.size[0]))
+        return ops.einsum("biwc,wj->bijc", x, self._windows(width, self.size[1]))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (input_shape[0], *self.size, input_shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "size": self.size}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class LocalResponseNormalization(_SameShape):
+    """x / (k + alpha * sum of x^2 over the `size` nearest channels) ^ beta.
+
+    Krizhevsky et al. 2012, section 3.3, with their constants. PyTorch and Caffe divide alpha by
+    the number of channels; here it stands as the paper writes it.
+    """
+
+    def __init__(
+        self, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.size, self.k, self.alpha, self.beta = size, k, alpha, beta
+
+    def call(self, x: Any) -> Any:
+        reach, channels = self.size // 2, x.shape[-1]
+        squares = ops.pad(ops.square(x), ((0, 0), (0, 0), (0, 0), (reach, reach)))
+        total = squares[..., :channels]
+        for i in range(1, self.size):
+            total = total + squares[..., i : i + channels]
+        return x * ops.power(self.k + self.alpha * total, -self.beta)
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"size": self.size, "k": self.k, "alpha": self.alpha, "beta": self.beta}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class StochasticDepth(_SameShape):
+    """In training, zeroes its input with probability `rate`, and scales up what survives.
+
+    Huang et al. 2016, "Deep Networks with Stochastic Depth"; the scaling by 1 / (1 - rate) in
+    training is that of the later reference implementations, and leaves inference untouched.
+
+    Args:
+        rate: the probability, 0 to below 1.
+        mode: "row" draws for each sample. "batch" draws once for the whole batch, as the paper
+            does; the models of kapps then do not compute the dropped block at all.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, rate: float, mode: str = "row", seed: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.rate, self.mode, self.seed = rate, mode, seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def survives(self, shape: tuple[Any, ...]) -> Any:
+        """Draws that many survivals."""
+        return keras.random.uniform(shape, seed=self.seed_generator) >= self.rate
+
+    def scale(self, x: Any) -> Any:
+        """What survived, so that its mean over many draws is that of the input."""
+        return x / (1 - self.rate)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        if not training or self.rate == 0:
+            return x
+        rows = 1 if self.mode == "batch" else ops.shape(x)[0]
+        survives = self.survives((rows,) + (1,) * (len(x.shape) - 1))
+        return self.scale(x * ops.cast(survives, self.compute_dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"rate": self.rate, "mode": self.mode, "seed": self.seed}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class DropBlock2D(_SameShape):
+    """In training, zeroes square regions of a feature map, the same ones in all channels.
+
+    Ghiasi et al. 2018, "DropBlock: A regularization method for convolutional networks". What
+    survives is scaled by the share that did.
+
+    Args:
+        rate: the share of the map that is dropped, about, 0 to below 1.
+        block_size: side of the regions, pixels; that of the map where the map is smaller.
+        schedule_steps: the rate grows linearly from 0 to `rate` over so many training steps, as
+            the paper found best; 0 for the full rate from the start.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        block_size: int = 7,
+        schedule_steps: int = 0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.rate, self.block_size, self.schedule_steps = rate, block_size, schedule_steps
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.checkpoint_variables: dict[str, keras.Variable] = {}  # the step is not published
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        if self.schedule_steps:
+            self.step = self.add_weight(
+                shape=(),
+                dtype="int32",
+                initializer="zeros",
+                trainable=False,
+                aggregation="only_first_replica",
+                name="step",
+            )
+
+    def current_rate(self) -> Any:
+        """The rate at the present step of the schedule."""
+        if not self.schedule_steps:
+            return self.rate
+        return self.rate * ops.minimum(ops.cast(self.step, "float32") / self.schedule_steps, 1.0)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        if not training or self.rate == 0:
+            return x
+        rate = self.current_rate()
+        if self.schedule_steps:
+            self.step.assign(self.step + 1)
+        block = min(self.block_size, *(s for s in x.shape[1:3] if s is not None))
+        batch, height, width, _ = ops.shape(x)
+        # A region is known by its upper left corner, and lies inside of the map (section 3, gamma).
+        rows, columns = height - block + 1, width - block + 1
+        positions = ops.cast(rows * columns, "float32")
+        pixels = ops.cast(height * width, "float32")
+        gamma = rate * pixels / (block**2 * positions)
+        corners = keras.random.uniform((batch, rows, columns, 1), seed=self.seed_generator) < gamma
+        reach = (block - 1, block - 1)
+        corners = ops.pad(ops.cast(corners, "float32"), ((0, 0), reach, reach, (0, 0)))
+        keep = 1 - ops.max_pool(corners, block, strides=1, padding="valid")
+        scale = 1 / ops.maximum(ops.mean(keep), 1e-7)
+        return x * ops.cast(keep * scale, self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        own = {
+            "rate": self.rate,
+            "block_size": self.block_size,
+            "schedule_steps": self.schedule_steps,
+            "seed": self.seed,
+        }
+        return {**super().get_config(), **own}
