@@ -22,6 +22,14 @@ hypothesis.settings.register_profile("kapps", deadline=None)
 hypothesis.settings.load_profile("kapps")
 
 
+@pytest.fixture(autouse=True)
+def _same_random_weights():
+    """A test sees the same random weights each time, wherever it runs."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+
 @pytest.fixture(scope="session")
 def mediapipe_scores(tmp_path_factory):
     """MediaPipe's ImageClassifier: (files, images) to {file: (images, labels) scores}.

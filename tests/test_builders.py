@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 
 import keras
 import numpy as np
@@ -12,12 +13,12 @@ from hypothesis import strategies as st
 from model_table import TABLE
 
 import kapps
-from kapps import _layers
+from kapps import _custom_layers, _layers
 from kapps._model import _BUILDERS, Architecture, model
 
 
 def test_the_table_lists_every_public_model():
-    assert sorted(row.name for row in TABLE) == kapps.list_models()
+    assert sorted({row.name for row in TABLE}) == kapps.list_models()
     assert set(kapps.list_models()) <= set(kapps.__all__)
 
 
@@ -25,7 +26,7 @@ def test_get_builder_proposes_the_nearest():
     assert kapps.get_builder("LeNet5") is kapps.LeNet5
     with pytest.raises(kapps.InputError, match="did you mean MobileNetV3Small"):
         kapps.get_builder("mobilenet_v3_small")
-    with pytest.raises(kapps.InputError, match="known: .*LeNet5"):
+    with pytest.raises(kapps.InputError, match="known: AlexNet, .* and [0-9]+ more"):
         kapps.get_builder("zzzzzz")
 
 
@@ -59,7 +60,12 @@ def test_own_parameters_join_the_signature():
         ({"input_shape": (224, 224)}, "height, width, channels"),
         ({"input_shape": (3, 224, 224)}, "channels last|too small"),
         ({"input_tensor": np.zeros((1, 64, 64, 3))}, "input_tensor must be a Keras tensor"),
-        ({"weights": "imagenet"}, "safetensors"),
+        ({"weights": "lamb_in21k"}, "no published weights 'lamb_in21k'; there are: imagenet, "),
+        ({"drop_path_schedule": "cubic"}, "drop_path_schedule must be linear or constant"),
+        ({"drop_path_mode": "sample"}, "drop_path_mode must be row or batch"),
+        ({"drop_block_rate": 1}, "drop_block_rate"),
+        ({"drop_block_size": 0}, "drop_block_size must be a whole number, 1 or more"),
+        ({"drop_block_steps": 0.5}, "drop_block_steps must be a whole number, 0 or more"),
         ({"weights": "nowhere.safetensors"}, "no weights file nowhere.safetensors"),
     ],
 )
@@ -93,28 +99,17 @@ def test_channels_first_is_refused():
         keras.config.set_image_data_format("channels_last")
 
 
-def test_no_residual_blocks_no_stochastic_depth():
-    with pytest.raises(kapps.InputError, match="no residual blocks"):
-        kapps.LeNet5(drop_path_rate=0.2)
+@pytest.mark.parametrize("rate", ["drop_path_rate", "drop_block_rate"])
+def test_no_residual_blocks_nothing_to_drop(rate):
+    with pytest.raises(kapps.InputError, match=f"LeNet5: {rate}=0.2, but .* no residual blocks"):
+        kapps.LeNet5(**{rate: 0.2})
 
 
-def test_stochastic_depth_grows_with_depth():
-    net = kapps.EfficientNetLite0(drop_path_rate=0.2)
-    rates = [x.rate for x in net.layers if isinstance(x, _layers.StochasticDepth)]
-    assert rates == sorted(rates) and 0 < rates[0] < rates[-1] < 0.2
-    plain = kapps.EfficientNetLite0()
-    assert [w.path for w in plain.weights] == [w.path for w in net.weights]
-
-
-def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
-    layer = _layers.StochasticDepth(0.25, seed=0)
-    x = np.ones((4000, 2, 2, 1), np.float32)
-    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer(x)), x)
-    y = keras.ops.convert_to_numpy(layer(x, training=True))
-    assert set(np.unique(y.round(5))) == {0.0, np.float32(1 / 0.75).round(5)}
-    assert (y == y[:, :1, :1, :1]).all()
-    # 4,000 draws at p = 0.25: one standard deviation of the mean is 0.009
-    assert abs(y.mean() - 1) < 0.04
+def test_no_published_weights():
+    with pytest.raises(
+        kapps.InputError, match="no weights are published for LeNet5.*path of a file"
+    ):
+        kapps.LeNet5(weights="imagenet")
 
 
 def test_layers_start_apart_and_as_the_seed_says():
@@ -131,6 +126,38 @@ def test_layers_start_apart_and_as_the_seed_says():
     assert not np.array_equal(first, other)
 
 
+def test_spatial_dropout_drops_whole_channels_of_maps_alone():
+    net = kapps.NiN(spatial_dropout=True)
+    on_maps = [x for x in net.layers if isinstance(x, keras.layers.SpatialDropout2D)]
+    assert len(on_maps) == 2 and all(x.rate == 0.5 for x in on_maps)
+    net = kapps.MobileNetV3Small(input_shape=(32, 32, 3), spatial_dropout=True)
+    assert type(net.get_layer("dropout")) is keras.layers.Dropout
+
+
+def test_a_network_of_a_thousand_layers_is_built():
+    """Deeper than Python's limit of nested calls, which stays what it was."""
+    limit = sys.getrecursionlimit()
+    try:
+
+        @model(size=8, min_size=1)
+        def Deep() -> Architecture:
+            """A chain."""
+
+            def features(x, net):
+                for i in range(1500):
+                    x = _layers.act(x, "relu", f"act{i}")
+                return x
+
+            return Architecture(features)
+
+        deep = Deep(include_top=False)
+        assert len(deep.layers) > 1500 and sys.getrecursionlimit() == limit
+        again = Deep(include_top=False).__class__.from_config(deep.get_config())
+        assert len(again.layers) == len(deep.layers) and sys.getrecursionlimit() == limit
+    finally:
+        _BUILDERS.pop("Deep", None)
+
+
 def test_dropout_has_no_layer_at_rate_0():
     assert "dropout" in [x.name for x in kapps.MobileNetV3Small().layers]
     assert "dropout" not in [x.name for x in kapps.MobileNetV3Small(dropout_rate=0).layers]
@@ -140,12 +167,12 @@ def test_dropout_has_no_layer_at_rate_0():
 def test_shuffle_interleaves_and_is_undone_by_its_twin(groups, per_group, size):
     channels = groups * per_group
     x = np.arange(2 * size * size * channels, dtype=np.float32).reshape(2, size, size, channels)
-    y = keras.ops.convert_to_numpy(_layers.ChannelShuffle(groups)(x))
+    y = keras.ops.convert_to_numpy(_custom_layers.ChannelShuffle(groups)(x))
     for g in range(groups):  # group g's k-th channel comes to place k * groups + g
         np.testing.assert_array_equal(
             y[..., g::groups], x[..., g * per_group : (g + 1) * per_group]
         )
-    back = keras.ops.convert_to_numpy(_layers.ChannelShuffle(per_group)(y))
+    back = keras.ops.convert_to_numpy(_custom_layers.ChannelShuffle(per_group)(y))
     np.testing.assert_array_equal(back, x)
 
 
@@ -157,11 +184,11 @@ def test_make_divisible(value, divisor):
 
 
 def test_normalization_layer():
-    layer = _layers.ImageNormalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    layer = _custom_layers.ImageNormalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     x = np.full((1, 1, 1, 3), 255, np.uint8)
     y = keras.ops.convert_to_numpy(layer(x))
     np.testing.assert_allclose(y.ravel(), [0.9 / 0.5, 0.8 / 0.6, 0.7 / 0.7], rtol=1e-6)
     assert not layer.trainable_weights and len(layer.weights) == 2
-    gray = _layers.ImageNormalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    gray = _custom_layers.ImageNormalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     gray(np.zeros((1, 1, 1, 1)))
     np.testing.assert_allclose(keras.ops.convert_to_numpy(gray.mean), [0.2], rtol=1e-6)

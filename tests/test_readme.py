@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_table import TABLE
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 # They set up environments: .ci/run does that.
 SETUP = ("make ", "pip ", "bazel ")
@@ -18,6 +20,15 @@ SETUP = ("make ", "pip ", "bazel ")
 
 def test_readme_has_the_two_commands():
     assert any(text.startswith("make demo") and "make test" in text for _, text in BLOCKS)
+
+
+def test_the_list_of_models_is_complete():
+    """As tests/make_models_doc.py writes it, from the same table."""
+    lines = (ROOT / "docs" / "models.md").read_text().splitlines()
+    for row in TABLE:
+        if not row.arguments:
+            (line,) = [line for line in lines if line.startswith(f"| `{row.name}` |")]
+            assert f" {row.parameters:,} " in line
 
 
 @pytest.mark.slow

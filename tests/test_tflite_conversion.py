@@ -102,9 +102,13 @@ def test_the_model_is_left_as_it_was(net, conversions):
     assert net.get_layer("act1").output is not None  # raises once a layer is called twice
 
 
+# One of each kind that is made for phones; they take 32 pixels.
+PHONE = ("EfficientNetLite0", "LeNet5", "MobileNetV3Small", "ShuffleNetV2_x0_5")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", kapps.list_models())
-def test_every_model_converts(name, digits, tmp_path, mediapipe_scores):
+@pytest.mark.parametrize("name", PHONE)
+def test_phone_models_convert(name, digits, tmp_path, mediapipe_scores):
     keras.utils.set_random_seed(0)
     model = getattr(kapps, name)(input_shape=(32, 32, 3), classes=10)
     images = digits[1][0][:16].repeat(2, axis=1).repeat(2, axis=2)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
+import shutil
+import struct
+import subprocess
 
 import keras
 import numpy as np
@@ -10,6 +16,8 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_pth_goldens import GOLDENS
+from pth_writer import FORMS, write_pth
 
 import kapps
 
@@ -75,8 +83,8 @@ def test_the_same_layer_twice_is_refused(model, tensors, tmp_path):
     kapps.save_weights(net, tmp_path / "w.safetensors")
     tensors = safetensors.numpy.load_file(tmp_path / "w.safetensors")
     tensors["conv.stem.weight"] = tensors["conv_stem.weight"]
-    safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
-    refused(net, tmp_path / "w.safetensors", "only in the file: conv(.|_)stem.weight")
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    refused(net, tmp_path / "x.safetensors", "only in the file: conv(.|_)stem.weight")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5"])
@@ -100,6 +108,7 @@ def test_a_damaged_header_never_crashes(tmp_path_factory, position, value):
     content = bytearray(file.read_bytes())
     content[position] = value
     file.write_bytes(content)
+    (file.parent / "w.safetensors.sha256").unlink()
     try:
         kapps.load_weights(model, file)
     except kapps.InputError as error:
@@ -115,7 +124,7 @@ def test_another_network(tmp_path):
 
 def test_unknown_suffix(model, tmp_path):
     for path in (tmp_path / "model.pt", "imagenet"):
-        with pytest.raises(kapps.InputError, match=r"\.safetensors or \.weights\.h5"):
+        with pytest.raises(kapps.InputError, match=r"\.safetensors, \.pth or \.weights\.h5"):
             kapps.load_weights(model, path)
         with pytest.raises(kapps.InputError, match=r"\.safetensors or \.weights\.h5"):
             kapps.save_weights(model, path)
@@ -171,10 +180,224 @@ def test_writing_keeps_the_old_file_when_it_fails(model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         kapps.save_weights(kapps.LeNet5(), file)
     assert file.read_bytes() == good
-    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.safetensors", "w.safetensors.sha256"]
+    kapps.load_weights(model, file)
 
 
 def test_unwritable_folder(model, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(kapps.InputError, match="cannot write .*w.safetensors"):
         kapps.save_weights(model, tmp_path / "file" / "w.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5"])
+def test_the_sum_beside_the_file(model, suffix, tmp_path):
+    file, beside = tmp_path / f"w{suffix}", tmp_path / f"w{suffix}.sha256"
+    kapps.save_weights(model, file)
+    assert beside.read_text() == f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", "--strict", beside.name], cwd=tmp_path, check=True)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1  # in a tensor: without the sum it would load
+    file.write_bytes(content)
+    refused(model, file, f"damaged: its SHA-256 is not that of {beside.name}")
+    beside.write_text("not a sum")
+    with pytest.raises(kapps.InputError, match=f"{beside} does not begin with a SHA-256"):
+        kapps.load_weights(model, file)
+    kapps.save_weights(model, file)
+    kapps.load_weights(model, file)
+
+
+@pytest.mark.parametrize("crash_at", range(2))
+def test_a_crash_never_leaves_a_file_with_the_sum_of_another(crash_at, tmp_path, monkeypatch):
+    file = tmp_path / "w.safetensors"
+    old, new = kapps.LeNet5(), kapps.LeNet5()
+    kapps.save_weights(old, file)
+    replace, calls = os.replace, []
+
+    def crashing(*arguments):
+        calls.append(arguments)
+        if len(calls) > crash_at:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", crashing)
+    with pytest.raises(KeyboardInterrupt):
+        kapps.save_weights(new, file)
+    monkeypatch.undo()
+    loaded = kapps.LeNet5(weights=file)
+    for a, b in zip(loaded.get_weights(), (new if crash_at else old).get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pth_files(form, model, tensors, tmp_path):
+    (tmp_path / "w.pth").write_bytes(write_pth(tensors, form))
+    loaded = kapps.LeNet5(weights=tmp_path / "w.pth")
+    for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_pth_files_of_another_network(model):
+    refused(model, GOLDENS / "zip.pth", "zip.pth does not fit LeNet5; only in the file: ")
+
+
+def raw_safetensors(tensors: dict[str, tuple[str, np.ndarray]]) -> bytes:
+    header, content = {}, b""
+    for name, (dtype, value) in tensors.items():
+        stop = len(content) + value.nbytes
+        header[name] = {"dtype": dtype, "shape": value.shape, "data_offsets": [len(content), stop]}
+        content += value.tobytes()
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content
+
+
+def test_half_and_brain_floats(model, tensors, tmp_path):
+    bits = {n: ("BF16", (v.view(np.uint32) >> 16).astype("<u2")) for n, v in tensors.items()}
+    (tmp_path / "b.safetensors").write_bytes(raw_safetensors(bits))
+    half = {name: value.astype(np.float16) for name, value in tensors.items()}
+    safetensors.numpy.save_file(half, tmp_path / "h.safetensors")
+    for name in ("b", "h"):
+        loaded = kapps.LeNet5(weights=tmp_path / f"{name}.safetensors")
+        # 8 and 11 bits of precision; half also loses what is below 6e-8
+        relative = {"b": 2**-7, "h": 2**-11}[name]
+        pairs = zip(loaded.trainable_weights, model.trainable_weights, strict=True)
+        for a, b in ((keras.ops.convert_to_numpy(x) for x in pair) for pair in pairs):
+            assert a.dtype == np.float32
+            np.testing.assert_allclose(a, b, rtol=relative, atol=6e-8)
+
+
+def test_whole_numbers_are_refused(model, tensors, tmp_path):
+    tensors["fc1.weight"] = tensors["fc1.weight"].astype(np.int8)
+    safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
+    refused(model, tmp_path / "w.safetensors", "fc1.weight is of int8, not of floating point")
+
+
+@keras.saving.register_keras_serializable("kapps_tests")
+class Scale(keras.layers.Layer):
+    """A layer with weights of its own, as kapps marks them."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+        self.checkpoint_variables = {"alpha": self.scale}
+
+    def call(self, x):
+        return x * self.scale
+
+
+def marked(layer, path, head=False):
+    layer.checkpoint_path = path
+    if head:
+        layer.checkpoint_head = True
+    return layer
+
+
+def with_auxiliary(classes: int = 10, auxiliary: bool = True, top: bool = True) -> keras.Model:
+    """A stem, a scale, a classifier, and a second one that exists for training only."""
+    image = keras.Input((8, 8, 3))
+    x = marked(keras.layers.Conv2D(4, 3, name="stem_conv"), "stem.conv")(image)
+    x = marked(Scale(name="stem_scale"), "stem.scale")(x)
+    outputs = [keras.layers.Flatten(name="flatten")(x)]
+    if top:
+        outputs = [
+            marked(keras.layers.Dense(classes, name=name), path, head=True)(outputs[0])
+            for name, path in (("fc", "fc"), ("aux1_fc", "aux1.fc"))[: 1 + auxiliary]
+        ]
+    model = keras.Model(image, outputs)
+    model.checkpoint_auxiliary = ("aux1",)
+    return model
+
+
+def test_layers_with_weights_of_their_own(tmp_path):
+    model, other = with_auxiliary(), with_auxiliary()
+    model.get_layer("stem_scale").scale.assign([1.0, 2.0, 3.0, 4.0])
+    kapps.save_weights(model, tmp_path / "w.safetensors")
+    assert "stem.scale.alpha" in safetensors.numpy.load_file(tmp_path / "w.safetensors")
+    kapps.load_weights(other, tmp_path / "w.safetensors")
+    scale = keras.ops.convert_to_numpy(other.get_layer("stem_scale").scale)
+    assert scale.tolist() == [1, 2, 3, 4]
+
+
+def test_auxiliary_heads_of_the_file_and_of_the_model(tmp_path):
+    file, without = tmp_path / "with.safetensors", tmp_path / "without.safetensors"
+    kapps.save_weights(with_auxiliary(), file)
+    kapps.save_weights(with_auxiliary(auxiliary=False), without)
+    kapps.load_weights(with_auxiliary(auxiliary=False), file)  # and no warning
+    with pytest.warns(UserWarning, match="no weights for auxiliary heads.*random start: aux1_fc"):
+        kapps.load_weights(with_auxiliary(), without)
+    with pytest.warns(UserWarning) as found:
+        kapps.load_weights(with_auxiliary(classes=3), file)
+    (warning,) = found
+    assert "10 classes and the model 3: the classifier 'fc' keeps" in str(warning.message)
+
+
+def test_a_model_without_classifier_leaves_the_files(tmp_path):
+    kapps.save_weights(with_auxiliary(), tmp_path / "w.safetensors")
+    kapps.load_weights(with_auxiliary(top=False), tmp_path / "w.safetensors")
+    tensors = safetensors.numpy.load_file(tmp_path / "w.safetensors")
+    tensors["stem.conv2.weight"] = np.zeros((4, 4, 3, 3), np.float32)
+    safetensors.numpy.save_file(tensors, tmp_path / "deeper.safetensors")
+    refused(
+        with_auxiliary(top=False), tmp_path / "deeper.safetensors", "in the file: stem.conv2.weight"
+    )
+
+
+# What kapps has trained, others load
+
+
+def logits(net: keras.Model, images: np.ndarray) -> np.ndarray:
+    return keras.ops.convert_to_numpy(net(images, training=False))
+
+
+def peer_logits(net, images: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return net.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+
+
+@pytest.mark.parametrize("builder", ["MobileNetV3Small", "ShuffleNetV2_x0_5"])
+def test_timm_and_torchvision_load_what_is_saved(builder, tmp_path):
+    torch = pytest.importorskip("torch")
+    vision = torchvision()
+    from safetensors.torch import load_file
+
+    net = getattr(kapps, builder)(
+        input_shape=(64, 64, 3), include_preprocessing=False, classifier_activation=None
+    )
+    random = np.random.default_rng(0)
+    for layer in net.layers:  # as after some training: a swapped statistic would show
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_mean.assign(0.1 * random.standard_normal(layer.moving_mean.shape))
+            layer.moving_variance.assign(random.uniform(0.5, 2, layer.moving_variance.shape))
+    kapps.save_weights(net, tmp_path / "w.safetensors")
+    state = load_file(tmp_path / "w.safetensors")
+    if builder == "MobileNetV3Small":
+        peer = pytest.importorskip("timm").create_model("mobilenetv3_small_100")
+    else:
+        peer = vision.models.shufflenet_v2_x0_5()
+    missing, unexpected = peer.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    images = random.standard_normal((2, 64, 64, 3)).astype(np.float32)
+    ours, theirs = logits(net, images), peer_logits(peer, images)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * theirs.std(), rtol=0)
+    # and back, as the peer writes it
+    torch.save(peer.state_dict(), tmp_path / "peer.pth")
+    again = getattr(kapps, builder)(weights=tmp_path / "peer.pth", input_shape=(64, 64, 3))
+    kapps.save_weights(again, tmp_path / "again.safetensors")
+    found = safetensors.numpy.load_file(tmp_path / "again.safetensors")
+    for name, value in safetensors.numpy.load_file(tmp_path / "w.safetensors").items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+@functools.cache
+def torchvision():
+    """torchvision, which timm imports as well."""
+    pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError:  # its compiled half does not fit the installed PyTorch
+        from make_goldens import declare_torchvision_operators
+
+        torchvision.library = declare_torchvision_operators()  # they are forgotten with it
+        return pytest.importorskip("torchvision")

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from kapps._custom_layers import DropBlock2D, StochasticDepth
 from kapps._errors import InputError
-from kapps._layers import StochasticDepth
 
 Pass = Callable[[keras.Model], keras.Model]
 
@@ -26,6 +26,7 @@ _TRAINING_ONLY = (
     layers.GaussianDropout,
     layers.GaussianNoise,
     layers.SpatialDropout2D,
+    DropBlock2D,
     StochasticDepth,
 )
 
@@ -99,7 +100,7 @@ def _copy(layer: keras.Operation) -> keras.Operation:
 
 
 def remove_training_layers(model: keras.Model) -> keras.Model:
-    """Without the layers that act in training only: dropout, noise, stochastic depth.
+    """Without the layers that act in training only: dropout, noise, stochastic depth, DropBlock.
 
     Exact, because each of them returns its input at inference.
     """
