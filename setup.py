@@ -7,5 +7,5 @@ from setuptools import setup
 setup(
     packages=["kapps", "kapps.tools", "kapps.tflite"],
     package_dir={"kapps": "kapps", "kapps.tools": "tools", "kapps.tflite": "tflite"},
-    package_data={"kapps": ["py.typed"]},
+    package_data={"kapps": ["py.typed", "weights_index.csv"]},
 )
