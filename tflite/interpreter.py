@@ -82,6 +82,14 @@ class Runner:
         """The operations of the graph as it runs, delegates included."""
         return operations(self._interpreter)
 
+    def tensors(self) -> list[dict[str, Any]]:
+        """The tensors of the graph: name, index, shape, dtype, quantization."""
+        return list(self._interpreter.get_tensor_details())
+
+    def ends(self) -> list[dict[str, Any]]:
+        """Those of `tensors` that are the graph's input and output."""
+        return [self._input, self._output]
+
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The outputs for images (n, height, width, channels) in 0..255: float32 (n, classes).
 

@@ -15,8 +15,11 @@ from kapps._errors import InputError
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # warnings and errors only
 
 
-def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+def run(main: Callable[[list[str]], int | None], *, files: str = "") -> NoReturn:
     """Parses the flags, calls `main(argv)` and exits with what it returns.
+
+    A program that takes arguments besides flags says what they are, such as `files="FILE..."`, and
+    finds them in argv[1:]: at least one.
 
     Exit codes: 0, or what `main` returns; 2 for a user's mistake (a wrong flag or an `InputError`),
     told in one line on stderr; 130 when interrupted.
@@ -27,7 +30,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     def parse(argv: list[str]) -> list[str]:
         own = flags.FLAGS.get_key_flags_for_module(module)
         if {"--help", "-help", "-h"} & set(argv[1:]):
-            _print_help(program, module.__doc__ or "", own)
+            _print_help(program, files, module.__doc__ or "", own)
             sys.exit(0)
         try:
             rest = flags.FLAGS(argv)
@@ -35,7 +38,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             _fail(program, str(error))
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING  # or app.run would make it INFO
-        if rest[1:]:
+        if files and not rest[1:]:
+            _fail(program, f"{files} must be given; --help says more")
+        if rest[1:] and not files:
             _fail(program, f"unexpected argument {rest[1]!r}; --help lists the flags")
         return rest
 
@@ -65,7 +70,7 @@ def required(*holders: flags.FlagHolder) -> tuple[str, ...]:
 
 def _program() -> str:
     """The console script's name, also for `python -m`: kapps-train."""
-    stem = Path(sys.argv[0]).stem.lstrip("_").replace("_", "-")
+    stem = Path(sys.argv[0]).stem.lstrip("_").removesuffix("_main").replace("_", "-")
     return stem if stem.startswith("kapps") else f"kapps-{stem}"
 
 
@@ -74,8 +79,8 @@ def _fail(program: str, message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def _print_help(program: str, doc: str, own: list[flags.Flag]) -> None:
-    print(doc.strip(), f"\n\nusage: {program} [flags]\n")
+def _print_help(program: str, files: str, doc: str, own: list[flags.Flag]) -> None:
+    print(doc.strip(), f"\n\nusage: {program} [flags] {files}".rstrip(), end="\n\n")
     for flag in sorted(own, key=lambda f: f.name):
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
         print(f"  --{flag.name}: {flag.help}{default}")

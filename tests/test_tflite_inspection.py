@@ -1,0 +1,293 @@
+"""What kapps-inspect tells of a file, held against what the interpreter and the converter say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tflite_net import LABELS
+from tflite_plain import plain_file, plain_net
+
+from kapps import InputError
+from kapps.tflite import Metadata
+from kapps.tflite._reasons import UNKNOWN
+from kapps.tflite._versions import newest, oldest_runtime
+from kapps.tflite.inspection import Inspection, float_operations, inspect, inspect_each
+from kapps.tflite.interpreter import load_interpreter
+from kapps.tflite.metadata import with_metadata
+
+pytest_plugins = ["tflite_fixtures"]
+
+_KERNEL = np.random.default_rng(0).random((3, 3, 6, 6), "float32")
+
+
+def _conv(x):
+    return tf.nn.conv2d(x, _KERNEL, 1, "SAME")
+
+
+def _depthwise(x):
+    kernel = np.random.default_rng(0).random((3, 3, 256, 1), "float32")
+    return tf.nn.depthwise_conv2d(tf.concat([x] * 2, -1), kernel, [1, 1, 1, 1], "SAME")
+
+
+def _quantizable(x):
+    x = _conv(x)
+    x = x * tf.nn.relu6(x + 3) / 6  # becomes HARD_SWISH
+    x = tf.nn.avg_pool2d(x, 3, 1, "SAME")
+    x = x + tf.nn.relu(x * x)  # becomes part of MUL
+    return tf.nn.softmax(tf.reduce_mean(x, [1, 2]))
+
+
+def _awkward(x):
+    parts = tf.split(x, 6, -1)
+    x = tf.concat([parts[i] for i in (5, 3, 1, 0, 2, 4)], -1)
+    return _conv(tf.gather(x, [3, 1, 0, 2, 5, 4], axis=-1)[:, ::2, ::2])
+
+
+def _custom(x):
+    return tf.linalg.inv(tf.transpose(_conv(x), [0, 3, 1, 2]))
+
+
+_FILES = {
+    "int8": (_quantizable, (1, 8, 8, 6), "int8"),
+    "uint8": (_quantizable, (1, 8, 8, 6), "uint8"),
+    "float ends": (_quantizable, (1, 8, 8, 6), "float32 I/O"),
+    "float": (_quantizable, (1, 8, 8, 6), "float32"),
+    "awkward": (_awkward, (1, 8, 8, 6), "float32"),
+    "dynamic": (_depthwise, (1, 8, 8, 128), "dynamic"),
+    "batch": (
+        lambda x: 2 * tf.reshape(_conv(x), [tf.shape(x)[0], 384]),
+        (None, 8, 8, 6),
+        "float32",
+    ),
+    "flex": (_custom, (1, 8, 8, 6), "flex"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inspection")
+    paths = {name: folder / f"{name}.tflite" for name in _FILES}
+    for name, path in paths.items():
+        path.write_bytes(plain_file(*_FILES[name]))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def inspections(files):
+    found = dict(zip(files, inspect_each(list(files.values())), strict=True))
+    assert all(isinstance(inspection, Inspection) for inspection in found.values()), found
+    return found
+
+
+_FLOAT_ONLY = "XNNPACK has it for float only, and here it is int8"
+_IO = "XNNPACK does not go from uint8 to int8 or back; take int8 or float32 I/O"
+_NONE = "XNNPACK has no such operation"
+_DEPTHWISE = "int8 weights for float activations: XNNPACK has no depthwise form of it"
+
+REASONS = {
+    "int8": [
+        ("HARD_SWISH", _FLOAT_ONLY),
+        ("AVERAGE_POOL_2D", _FLOAT_ONLY),
+        ("SOFTMAX", _FLOAT_ONLY),
+    ],
+    "uint8": [
+        ("QUANTIZE", _IO),
+        ("HARD_SWISH", _FLOAT_ONLY),
+        ("AVERAGE_POOL_2D", _FLOAT_ONLY),
+        ("SOFTMAX", _FLOAT_ONLY),
+        ("QUANTIZE", _IO),
+    ],
+    "float": [],
+    "awkward": [
+        ("SPLIT", "XNNPACK splits into 2 to 4 tensors, and here are 6"),
+        ("CONCATENATION", "XNNPACK joins 2 to 5 tensors, and here are 6"),
+        ("GATHER", _NONE),
+        ("STRIDED_SLICE", "XNNPACK slices with stride 1 only"),
+    ],
+    "dynamic": [("DEPTHWISE_CONV_2D", _DEPTHWISE)],
+    "batch": [
+        ("SHAPE", "a shape is not known before it runs; convert with a static batch"),
+        ("STRIDED_SLICE", "XNNPACK computes in float and 8 bits only, and here it is int32"),
+        ("PACK", _NONE),
+        ("RESHAPE", "its shape is computed; convert with a static batch"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_falls_off_the_delegate_and_why(name, inspections):
+    inspection = inspections[name]
+    assert [(op.name, op.reason) for op in inspection.fallen_off] == REASONS[name]
+    inside = [op for op in inspection.operations if op.piece is not None]
+    assert len(inside) + len(inspection.fallen_off) == len(inspection.operations)
+    assert {op.piece for op in inside} == set(range(inspection.pieces))
+    assert not any(op.reason for op in inside)
+
+
+@pytest.mark.parametrize("name", [name for name in REASONS if name != "batch"])
+def test_the_pieces_are_those_of_the_running_graph(name, inspections, files):
+    """What passes inside a piece never gets memory from the interpreter; all else does."""
+    interpreter = load_interpreter(files[name], 1)
+    interpreter.invoke()
+    graph = inspections[name].subgraphs[0]
+    maker = {t: op for op in graph.operations for t in op.outputs}
+    outside = set(graph.outputs)
+    for op in graph.operations:
+        taken = [t for t in op.inputs if t in maker]
+        outside |= {t for t in taken if op.piece is None or maker[t].piece != op.piece}
+        outside |= set(op.outputs) if op.piece is None else set()
+    assert {t for t in maker if _has_memory(interpreter, t)} == outside
+
+
+def _has_memory(interpreter, tensor):
+    try:
+        interpreter.get_tensor(tensor)
+    except ValueError:
+        return False
+    return True
+
+
+def test_an_operation_that_only_tensorflow_has(inspections):
+    inspection = inspections["flex"]
+    assert "FlexMatrixInverse" in inspection.failure
+    assert inspection.pieces == 0
+    told = [(op.name, op.custom, op.reason.partition(":")[0]) for op in inspection.fallen_off]
+    assert told == [("FlexMatrixInverse", True, "a TensorFlow operation")]
+    assert "FlexMatrixInverse version 1" in inspection.unknown_age
+    assert "delegate    not tried: " in str(inspection)
+
+
+def test_no_operation_of_a_real_file_falls_off_for_unknown_reasons(conversions):
+    for inspection in inspect_each([conversion.path for conversion in conversions.values()]):
+        assert UNKNOWN not in {op.reason for op in inspection.fallen_off}
+
+
+@pytest.mark.parametrize("name", [name for name in _FILES if name != "flex"])
+def test_the_oldest_runtime_is_what_the_converter_notes(name, inspections):
+    """It has a table of its own, in C++."""
+    inspection = inspections[name]
+    noted = inspection.min_runtime_version.removesuffix(".0")
+    assert inspection.oldest_runtime == noted
+    assert inspection.unknown_age == ()
+
+
+def test_runtimes():
+    assert oldest_runtime("CONV_2D", 5) == "2.4"
+    assert oldest_runtime("DEQUANTIZE", 1) == "1.13.1"
+    assert oldest_runtime("BROADCAST_TO", 1) is None  # it was taken back
+    assert oldest_runtime("CONV_2D", 99) is oldest_runtime("CONV_2D", 0) is None
+    assert oldest_runtime("FlexErf", 1) is None
+    assert newest(["1.15", "2.3", "1.5", "2.10"]) == "2.10"
+    assert newest([]) is None
+
+
+def test_float_operations(files):
+    assert float_operations(files["int8"]) == float_operations(files["uint8"]) == []
+    assert [told.split()[0] for told in float_operations(files["awkward"])] == [
+        "SPLIT",
+        "CONCATENATION",
+        "GATHER",
+        "STRIDED_SLICE",
+        "CONV_2D",
+    ]
+
+
+def test_float_input_and_output_do_not_count(inspections):
+    inspection = inspections["float ends"]
+    assert [t.dtype for t in (*inspection.inputs, *inspection.outputs)] == ["FLOAT32"] * 2
+    names = [op.name for op in inspection.operations]
+    assert "QUANTIZE" in names and "DEQUANTIZE" in names
+    assert inspection.float_operations == ()
+
+
+def test_tensors(inspections):
+    inspection = inspections["int8"]
+    (image,), (scores,) = inspection.inputs, inspection.outputs
+    assert (image.dtype, image.shape) == ("INT8", (1, 8, 8, 6))
+    assert image.name == "serving_default_image:0"
+    assert image.quantization.scales == 1 and image.quantization.axis is None
+    assert scores.quantization.scale == (1 / 256, 1 / 256)
+    assert scores.quantization.zero_point == (-128, -128)
+    kernel = next(t for t in inspection.subgraphs[0].tensors if t.shape == (6, 3, 3, 6))
+    assert kernel.constant and kernel.bytes == 324
+    assert kernel.quantization.scales == 6 and kernel.quantization.axis == 0
+    low, high = kernel.quantization.scale
+    assert 0 < low < high < 1 / 100
+    assert inspections["batch"].inputs[0].signature == (-1, 8, 8, 6)
+    assert str(inspections["batch"].inputs[0]) == "float32 ?x8x8x6"
+
+
+def test_sizes_and_metadata(tmp_path):
+    path = tmp_path / "net.tflite"
+    path.write_bytes(plain_net())
+    i = inspect(path)
+    assert i.size_bytes == path.stat().st_size
+    assert 0 < i.weight_bytes + i.metadata_bytes + i.attached_bytes < i.size_bytes
+    assert i.attached == {"labels.txt": sum(len(label) + 1 for label in LABELS)}
+    assert i.entries["TFLITE_METADATA"] <= i.metadata_bytes
+    assert i.metadata["name"] == "small_net"
+    assert tuple(i.metadata["labels"]) == LABELS
+    assert i.metadata_error == ""
+    assert "10: zero, one, two, three, four, ..." in str(i)
+
+
+def test_metadata_of_others_and_none(files, inspections, tmp_path):
+    assert inspections["int8"].metadata is None
+    assert set(inspections["int8"].entries) == {"min_runtime_version", "CONVERSION_METADATA"}
+    content = with_metadata(files["int8"].read_bytes(), Metadata(name="net", labels=("a",)))
+    path = tmp_path / "a.tflite"
+    path.write_bytes(content.replace(b"M001", b"M999"))
+    i = inspect(path)
+    assert i.metadata is None
+    assert "not of the M001 format" in i.metadata_error
+    assert "not of the M001 format" in str(i)
+
+
+def test_one_bad_file_does_not_hide_the_others(files, tmp_path):
+    bad = tmp_path / "bad.tflite"
+    bad.write_bytes(files["int8"].read_bytes()[:1000])
+    found = inspect_each([files["int8"], bad, files["float"]])
+    assert [type(i) for i in found] == [Inspection, InputError, Inspection]
+    with pytest.raises(InputError, match="bad.tflite is no .tflite file"):
+        inspect(bad)
+
+
+def test_text(inspections):
+    text = str(inspections["int8"])
+    assert "XNNPACK of LiteRT" in text and "2 pieces, 3 of 7 operations outside" in text
+    assert "arithmetic  integers only" in text
+    assert text.index("Outside the delegate") < text.index("Operations:")
+    assert max(map(len, text.splitlines())) < 160
+    assert "Outside the delegate" not in str(inspections["float"])
+    assert "none of" in str(inspections["float"])
+
+
+def _run(*arguments):
+    command = [sys.executable, "-m", "kapps.tflite.inspect_main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_program(files, tmp_path):
+    answer = _run(files["int8"], files["float"])
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith(f"{files['int8']}\n")
+    assert f"\n{files['float']}\n" in answer.stdout
+    bad = tmp_path / "bad.tflite"
+    bad.write_text("hello")
+    answer = _run("--json", files["int8"], bad)
+    assert answer.returncode == 2
+    assert answer.stderr == (
+        f"kapps-inspect: error: {bad} is no .tflite file: it lacks the identifier TFL3\n"
+    )
+    found = json.loads(answer.stdout)
+    assert found[str(files["int8"])]["pieces"] == 2
+    assert found[str(files["int8"])]["oldest_runtime"] == "1.15"
+    assert found[str(bad)]["error"] in answer.stderr
+    answer = _run()
+    assert answer.returncode == 2
+    assert answer.stderr == "kapps-inspect: error: FILE... must be given; --help says more\n"

@@ -1,0 +1,189 @@
+"""An `Inspection` as text for people: a summary, what is wrong first, then what is there."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+
+from kapps.tflite.inspection import Inspection, Operation
+
+_MOST_LINES = 20  # of one list; --json has all
+
+
+def text(inspection: Inspection) -> str:
+    parts = [
+        _summary(inspection),
+        _table("Outside the delegate", *_fallen_off(inspection)),
+        _table("In float", *_floats(inspection)),
+        _table("Operations", *_operations(inspection)),
+        _table("Quantization of the constants", *_quantization(inspection)),
+        _table("Metadata", *_metadata(inspection)),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _summary(inspection: Inspection) -> str:
+    i = inspection
+    named = i.weight_bytes + i.metadata_bytes + i.attached_bytes
+    rows = [
+        (
+            "size",
+            f"{_size(i.size_bytes)}: weights {_size(i.weight_bytes)}, "
+            f"graph {_size(max(i.size_bytes - named, 0))}, metadata {_size(i.metadata_bytes)}, "
+            f"attached files {_size(i.attached_bytes)}",
+        )
+    ]
+    for kind, tensors in (("input", i.inputs), ("output", i.outputs)):
+        for t in tensors:
+            rows.append((kind, f"{t}  {t.quantization or 'not quantized'}  ({t.name})"))
+    rows += [
+        ("delegate", _delegate(i)),
+        ("arithmetic", _arithmetic(i)),
+        ("loads on", _runtimes(i)),
+        ("format", f"TFL3, schema {i.schema_version}, {i.description or 'no description'}"),
+    ]
+    if len(i.subgraphs) > 1:
+        names = ", ".join(graph.name or "unnamed" for graph in i.subgraphs[1:])
+        rows.append(("subgraphs", f"{len(i.subgraphs) - 1} more, not shown here: {_cut(names)}"))
+    for signature in i.signatures:
+        ends = f"{', '.join(signature.inputs)} -> {', '.join(signature.outputs)}"
+        rows.append(("signature", _cut(f"{signature.name}: {ends}")))
+    return "\n".join([_cut(i.path, 4096), *(f"  {name:<11} {value}" for name, value in rows)])
+
+
+def _delegate(i: Inspection) -> str:
+    if i.failure:
+        return f"not tried: {i.failure}"
+    off, all_ops = len(i.fallen_off), len(i.operations)
+    pieces = f"{i.pieces} piece{'s' * (i.pieces != 1)}"
+    return f"XNNPACK of {i.runtime}: {pieces}, {off or 'none'} of {all_ops} operations outside"
+
+
+def _arithmetic(i: Inspection) -> str:
+    floats = len(i.float_operations)
+    if not floats:
+        return "integers only"
+    return f"{floats} of {len(i.operations)} operations in float"
+
+
+def _runtimes(i: Inspection) -> str:
+    told = f"TensorFlow Lite {i.oldest_runtime} or newer" if i.oldest_runtime else "unknown"
+    if i.oldest_runtime:
+        newest = {
+            f"{op.name} version {op.version}"
+            for graph in i.subgraphs
+            for op in graph.operations
+            if op.oldest_runtime == i.oldest_runtime
+        }
+        told += f" (for {_some(sorted(newest))})"
+    if i.unknown_age:
+        told += f"; unknown for {_some(i.unknown_age)}"
+    if i.min_runtime_version:
+        told += f"; the converter noted {i.min_runtime_version}"
+    return told
+
+
+def _fallen_off(i: Inspection) -> tuple[list[str], list[list[str]]]:
+    groups = collections.Counter((op.name, _types(i, op), op.reason) for op in i.fallen_off)
+    rows = [[str(n), *key] for key, n in groups.most_common()]
+    return ["count", "operation", "output", "reason"], rows
+
+
+def _floats(i: Inspection) -> tuple[list[str], list[list[str]]]:
+    floats = i.float_operations
+    if 2 * len(floats) > len(i.operations):  # a float file: that is no news
+        return [], []
+    tensors = i.subgraphs[0].tensors
+    rows = [
+        [op.name, _types(i, op), ", ".join(tensors[t].name for t in op.outputs if t >= 0)]
+        for op in floats
+    ]
+    return ["operation", "output", "name"], rows
+
+
+def _operations(i: Inspection) -> tuple[list[str], list[list[str]]]:
+    groups: dict[tuple[str, int], list[Operation]] = {}
+    for op in i.operations:
+        groups.setdefault((op.name, op.version), []).append(op)
+    rows = []
+    for (name, version), ops in sorted(groups.items(), key=lambda item: -len(item[1])):
+        types = sorted({_types(i, op) for op in ops})
+        inside = sum(op.piece is not None for op in ops)
+        since = ops[0].oldest_runtime or "unknown"
+        rows.append([str(len(ops)), str(inside), name, str(version), since, " ".join(types)])
+    return ["count", "delegated", "operation", "version", "since", "output"], rows
+
+
+def _quantization(i: Inspection) -> tuple[list[str], list[list[str]]]:
+    groups: collections.Counter[tuple[str, str]] = collections.Counter()
+    sizes: collections.Counter[tuple[str, str]] = collections.Counter()
+    for tensor in i.subgraphs[0].tensors:
+        if tensor.constant:
+            kind = "none"
+            if tensor.quantization:
+                per_channel = tensor.quantization.axis is not None
+                kind = (
+                    f"per channel, axis {tensor.quantization.axis}" if per_channel else "per tensor"
+                )
+            groups[tensor.dtype.lower(), kind] += 1
+            sizes[tensor.dtype.lower(), kind] += tensor.bytes
+    rows = [[str(groups[key]), _size(n), *key] for key, n in sizes.most_common()]
+    return ["count", "size", "type", "quantized"], rows
+
+
+def _metadata(i: Inspection) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    if i.metadata_error:
+        rows.append(["error", _cut(i.metadata_error)])
+    for name, value in (i.metadata or {}).items():
+        if name == "labels" and value:
+            value = f"{len(value)}: {', '.join(map(str, value[:5]))}{', ...' * (len(value) > 5)}"
+        if value:
+            rows.append(
+                [name, _cut(", ".join(map(str, value)) if isinstance(value, list) else value)]
+            )
+    rows += [[f"entry {name}", _size(size)] for name, size in i.entries.items()]
+    rows += [[f"file {name}", _size(size)] for name, size in i.attached.items()]
+    return ["", ""], rows
+
+
+def _types(i: Inspection, op: Operation) -> str:
+    tensors = i.subgraphs[0].tensors
+    return ",".join(dict.fromkeys(tensors[t].dtype.lower() for t in op.outputs if t >= 0))
+
+
+def _size(count: int) -> str:
+    if count < 10_000:
+        return f"{count} B"
+    return f"{count / 1e3:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
+def _cut(value: object, most: int = 120) -> str:
+    line = "".join(c if c.isprintable() else " " for c in str(value))
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{rest}"
+
+
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligned columns, numbers to the right; "" without rows."""
+    rows = list(rows)
+    shown = rows[:_MOST_LINES]
+    if not rows:
+        return ""
+    lines = [header, *shown] if any(header) else shown
+    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
+    numbers = {k for k in range(len(header)) if header[k] in ("count", "delegated", "size")}
+    told = [f"{title}:"]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if k in numbers else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        told.append(f"  {'  '.join(cells)}".rstrip())
+    if len(rows) > len(shown):
+        told.append(f"  ... and {len(rows) - len(shown)} more")
+    return "\n".join(told)

@@ -1,0 +1,56 @@
+"""Tells what is in .tflite files: operations, quantization, delegate, oldest runtime, metadata.
+
+The files may come from elsewhere: each is opened in a process of its own.
+
+Examples:
+
+  kapps-inspect model.tflite
+  kapps-inspect --json model.tflite > model.json
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+
+from kapps.tools import cli
+
+_JSON = flags.DEFINE_boolean(
+    "json",
+    False,
+    "all of it as JSON: an object {FILE: ...}, and {FILE: {error: ...}} for a bad one",
+)
+_TIME_LIMIT = flags.DEFINE_float("time_limit", 60.0, "seconds for one file", lower_bound=0.1)
+
+
+def main(argv: list[str]) -> int:
+    """Prints an inspection for each file; one line on stderr, and exit code 2, for a bad one."""
+    import json
+
+    from kapps._errors import InputError
+    from kapps.tflite.inspection import inspect_each
+
+    found = dict(zip(argv[1:], inspect_each(argv[1:], time_limit=_TIME_LIMIT.value), strict=True))
+    good = [i for i in found.values() if not isinstance(i, InputError)]
+    bad = [error for error in found.values() if isinstance(error, InputError)]
+    if _JSON.value:
+        report = {
+            name: {"error": str(i)} if isinstance(i, InputError) else i.to_json()
+            for name, i in found.items()
+        }
+        print(json.dumps(report, indent=2))
+    elif good:
+        print("\n\n\n".join(map(str, good)))
+    sys.stdout.flush()
+    for error in bad:
+        print(f"kapps-inspect: error: {error}", file=sys.stderr)
+    return 2 if bad else 0
+
+
+def run() -> None:
+    cli.run(main, files="FILE...")
+
+
+if __name__ == "__main__":
+    run()
