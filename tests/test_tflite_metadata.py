@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import zipfile
 
 import flatbuffers
+import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from keras import layers
 
 from kapps import InputError
 from kapps.tflite import Metadata, read_metadata
 from kapps.tflite import metadata as metadata_module
-from kapps.tflite.metadata import BUFFER_NAME, LABEL_FILE, with_metadata
+from kapps.tflite.metadata import (
+    BUFFER_NAME,
+    LABEL_FILE,
+    WEIGHTS_FILE,
+    weights_sha256,
+    with_metadata,
+)
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -27,6 +36,8 @@ METADATA = Metadata(
     licence="MIT",
     mean=(127.5,),
     std=(128.0,),
+    weights_sha256="0123456789abcdef" * 4,
+    weights_name="a net.safetensors",
 )
 
 
@@ -131,11 +142,57 @@ def test_the_same_input_gives_the_same_bytes():
     assert with_metadata(model, METADATA) == with_metadata(model, METADATA)
 
 
-def test_labels_lie_in_an_uncompressed_zip():
+def test_labels_and_sum_lie_in_an_uncompressed_zip():
     content = with_metadata(_model(np.ones((1, 3), "float32"), 0), METADATA)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.namelist() == [LABEL_FILE, WEIGHTS_FILE]
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert archive.read(WEIGHTS_FILE).decode() == (
+            "0123456789abcdef" * 4 + "  a net.safetensors\n"
+        )
+
+
+def test_without_a_sum(file):
+    without = dataclasses.replace(METADATA, weights_sha256="", weights_name="")
+    content = with_metadata(_model(np.ones((1, 3), "float32"), 0), without)
+    assert read_metadata(file(content)) == without
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.namelist() == [LABEL_FILE]
-        assert archive.getinfo(LABEL_FILE).compress_type == zipfile.ZIP_STORED
+
+
+def test_a_sum_of_weights_in_memory(file):
+    nameless = dataclasses.replace(METADATA, weights_name="")
+    content = with_metadata(_model(np.ones((1, 3), "float32"), 0), nameless)
+    assert read_metadata(file(content)) == nameless
+
+
+def test_the_sum_of_a_file(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    assert weights_sha256(None, tmp_path / "w.safetensors") == (digest, "w.safetensors")
+    with pytest.raises(InputError, match="cannot read"):
+        weights_sha256(None, tmp_path / "none.safetensors")
+
+
+def test_the_sum_of_weights_depends_on_values_and_shapes_alone():
+    def net(name, weights):
+        image = keras.Input((4,))
+        model = keras.Model(image, layers.Dense(2, name=name)(image))
+        model.set_weights(weights)
+        return model
+
+    kernel, bias = np.arange(8, dtype="float32").reshape(4, 2), np.zeros(2, "float32")
+    digest, name = weights_sha256(net("a", [kernel, bias]))
+    assert (len(digest), name) == (64, "")
+    assert weights_sha256(net("b", [kernel, bias])) == (digest, "")
+    assert weights_sha256(net("a", [kernel, bias + 1]))[0] != digest
+    assert weights_sha256(net("a", [kernel[::-1], bias]))[0] != digest
+
+
+def test_a_sum_that_is_none(file):
+    content = _with_zip({LABEL_FILE: b"a\n", WEIGHTS_FILE: b"none\n"})
+    with pytest.raises(InputError, match="malformed metadata"):
+        read_metadata(file(content))
 
 
 def test_metadata_is_not_added_twice():

@@ -10,41 +10,62 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from keras import layers
 
 import kapps
 from kapps._errors import InputError, unknown
 from kapps._files import atomic_write
+from kapps.tflite._images import check_images, check_pixels
+from kapps.tflite.comparison import layers_in
 from kapps.tflite.interpreter import Runner
-from kapps.tflite.metadata import Metadata, check_labels, with_metadata
-from kapps.tflite.passes import run_passes
+from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, with_metadata
+from kapps.tflite.passes import remove_auxiliary_heads, run_passes
+from kapps.tflite.rebuild import rebuild
 from kapps.tflite.verification import Verification, verify
 
-Quantization = Literal["float32", "float16", "dynamic", "int8"]
+Quantization = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 """float16: weights of 16 bits, float arithmetic. dynamic: weights of 8 bits, activations quantized
-as they come. int8: weights and activations of 8 bits, by calibration."""
+as they come. int8: weights and activations of 8 bits, by calibration. int16x8: the same with
+activations of 16 bits, nearly exact, and some ten times slower than int8."""
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("float32", "float16", "dynamic", "int8")
+"""Those that are fast on a phone: all but int16x8."""
 
-IO = Literal["uint8", "int8", "float32"]
+_CALIBRATED = ("int8", "int16x8")
+
+IO = Literal["uint8", "int8", "int16", "float32"]
+
+_IO: dict[str, tuple[IO, ...]] = {
+    "int8": ("uint8", "int8", "float32"),
+    "int16x8": ("float32", "int16"),
+}
+"""What a file can take and give, the default first; float32 alone for the others."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A file that was written, and how it compares to the model that it came from."""
+    """A file that was written, and how it compares to the model that it came from.
+
+    `float_operations` names what an int8 or int16x8 file still computes in float, such as "SIN in
+    layer 'odd'", since the runtime has no integer form of it.
+    """
 
     path: Path
     quantization: Quantization
     io: IO
     size_bytes: int
     verification: Verification
+    float_operations: tuple[str, ...] = ()
 
 
 def convert(
@@ -60,6 +81,7 @@ def convert(
     description: str = "",
     author: str = "",
     licence: str = "",
+    weights: str | os.PathLike[str] | None = None,
 ) -> Conversion:
     """Writes `model` as a .tflite file for LiteRT, Android and MediaPipe.
 
@@ -69,48 +91,60 @@ def convert(
     refuses models for gray images: convert `rgb_input(model)` for it.
 
     Args:
-        model: a functional image classifier of fixed input size that ends in a softmax.
+        model: a functional image classifier of fixed input size that ends in a softmax; or the
+            `tf_keras` model that quantize_aware, prune or cluster returned.
         path: where the file goes; one that is there is replaced only once the new one is verified.
         quantization: see `Quantization`.
-        calibration: for int8: real images (n, height, width, channels) in 0..255, uint8 or float,
-            of the kind that the model will see: 100 to 500 of the training set.
+        calibration: for int8 and int16x8: real images (n, height, width, channels), RGB in 0..255,
+            uint8 or float, of the kind that the model will see: 100 to 500 of the training set.
+            Where the model has been trained, images of another range or channel order are refused.
         verification: real images for the check, preferably held out; by default `calibration`.
         labels: the name of each class, in the order of the outputs; "0", "1", ... by default.
         io: the type of input and output: for int8 "uint8" (default), "int8" (which MediaPipe
-            refuses) or "float32"; otherwise "float32".
+            refuses) or "float32"; for int16x8 "float32" (default) or "int16"; otherwise "float32".
         name: the name in the metadata, by default that of the model.
         description: what the model does, for the metadata.
         author: for the metadata.
         licence: for the metadata: an SPDX identifier, or the text.
+        weights: the file that the model's weights were loaded from; the metadata gets its SHA-256.
+            By default they get that of the weights in memory, see `weights_sha256`.
 
     Raises:
         InputError: an argument does not fit, or the model needs an operation that is not built in.
         ConversionError: the file does not do what the model does; it has the figures.
     """
-    if quantization not in QUANTIZATIONS:
-        raise unknown("quantization", quantization, QUANTIZATIONS)
+    io = check_quantization(quantization, io)
     if keras.config.backend() != "tensorflow":
         raise InputError(
             f"conversion runs on TensorFlow, and Keras on {keras.config.backend()}: save the "
             "weights, and convert in a process with KERAS_BACKEND=tensorflow"
         )
-    io = _check_io(io, quantization)
-    height, width, channels = _image_shape(model)
+    whole, tuned = model, _is_tuned(model)
+    if not tuned:
+        model = remove_auxiliary_heads(model)
+    shape = _image_shape(model)
     labels = check_labels(
         [str(i) for i in range(model.output_shape[-1])] if labels is None else labels,
         model.output_shape[-1],
     )
     if calibration is not None:
-        calibration = _check_images(calibration, "calibration", (height, width, channels))
-    elif quantization == "int8":
-        raise InputError("int8 needs calibration images: pass a few hundred of the training set")
+        calibration = check_images(calibration, "calibration", shape)
+    elif quantization in _CALIBRATED and not tuned:
+        raise InputError(
+            f"{quantization} needs calibration images: pass a few hundred of the training set"
+        )
     if verification is not None:
-        verification = _check_images(verification, "verification", (height, width, channels))
+        verification = check_images(verification, "verification", shape)
     elif calibration is not None:
         verification = calibration
     else:
         raise InputError("pass real images, as `verification`, to check the converted file on")
+    if not tuned:
+        for images, what in ((calibration, "calibration"), (verification, "verification")):
+            if images is not None and not (what == "verification" and images is calibration):
+                check_pixels(model, images, what)
 
+    digest, source = weights_sha256(whole, weights)
     metadata = Metadata(
         name=name or model.name,
         labels=labels,
@@ -118,9 +152,14 @@ def convert(
         version=f"kapps {kapps.__version__}",
         author=author,
         licence=licence,
+        weights_sha256=digest,
+        weights_name=source,
     )
     with atomic_write(path) as temporary:  # first of all: it finds out whether that can be written
-        content = _convert(model, quantization, io, calibration)
+        if tuned:
+            content = _convert_tuned(model, quantization, io)
+        else:
+            content = _convert(model, quantization, io, calibration)
         temporary.write_bytes(with_metadata(content, metadata))
         figures = verify(model, temporary, verification, quantization, where=str(path))
         if quantization == "int8" and io != "float32":
@@ -130,11 +169,38 @@ def convert(
                     f"input quantized with {scale=}, {zero_point=}, not as raw bytes"
                 )
     path = Path(path)
-    return Conversion(path, quantization, io, path.stat().st_size, figures)
+    floats = _float_operations(content, model) if quantization in _CALIBRATED else ()
+    return Conversion(path, quantization, io, path.stat().st_size, figures, floats)
 
 
-def _check_io(io: IO | None, quantization: Quantization) -> IO:
-    known: tuple[IO, ...] = ("uint8", "int8", "float32") if quantization == "int8" else ("float32",)
+def _is_tuned(model: Any) -> bool:
+    """Whether it is a model of tf_keras, which nothing but tuning makes; only then it is loaded."""
+    tf_keras = sys.modules.get("tf_keras")
+    return tf_keras is not None and isinstance(model, tf_keras.Model)
+
+
+def _convert_tuned(model: Any, quantization: Quantization, io: IO) -> bytes:
+    """The content of the file of a tuned model, without metadata."""
+    if quantization != "int8":
+        raise InputError(
+            f"model {model.name!r} is tuned for int8: pass quantization='int8', or restore its "
+            f"weights into the Keras 3 model and convert that to {quantization}"
+        )
+    assert io != "int16"  # which int8 files do not take
+    from kapps.tflite.tuning import tflite_bytes
+
+    return bytes(tflite_bytes(model, io=io))
+
+
+def check_quantization(quantization: Quantization, io: IO | None) -> IO:
+    """The type of input and output, if there is such a quantization and it can have that type.
+
+    Raises:
+        InputError: it is not so.
+    """
+    if quantization not in get_args(Quantization):
+        raise unknown("quantization", quantization, get_args(Quantization))
+    known = _IO.get(quantization, ("float32",))
     if io is None:
         return known[0]
     if io not in known:
@@ -157,28 +223,6 @@ def _image_shape(model: keras.Model) -> tuple[int, int, int]:
     return shape[1:]
 
 
-def _check_images(images: np.ndarray, what: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """The images as they came, if they can be real pixels of the model's input size."""
-    images = np.asarray(images)
-    height, width, channels = shape
-    expected = f"expected shape (n, {height}, {width}, {channels}), uint8 or float in 0..255"
-    if images.ndim != 4 or images.shape[1:] != shape:
-        raise InputError(f"{what} images have shape {images.shape}; {expected}")
-    if not len(images):
-        raise InputError(f"no {what} images; {expected}")
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"{what} images are {images.dtype}; {expected}")
-    low, high = float(images.min()), float(images.max())
-    if not 0 <= low <= high <= 255:  # nan too is refused
-        raise InputError(f"{what} images go from {low:g} to {high:g}; {expected}")
-    if high <= 1:
-        raise InputError(
-            f"{what} images go from {low:g} to {high:g}, as if normalized already; {expected}: "
-            "the model normalizes them itself"
-        )
-    return images
-
-
 def _convert(
     model: keras.Model, quantization: Quantization, io: IO, calibration: np.ndarray | None
 ) -> bytes:
@@ -186,7 +230,9 @@ def _convert(
     import tensorflow as tf
     from tensorflow.lite.python.convert_phase import ConverterError
 
-    model = run_passes(model)
+    model = run_passes(model, quantization=quantization)
+    if quantization == "int16x8":
+        model = _without_hard_swish(model)
     # The converter goes by way of a saved model, which holds the variables that it can find. It
     # does not look into a Keras model: unlisted, the weights would be missing, without an error.
     holder = tf.Module()
@@ -202,9 +248,13 @@ def _convert(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if quantization == "int8":
+    if quantization in _CALIBRATED:
         assert calibration is not None
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+            if quantization == "int8"
+            else tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        ]
         converter.representative_dataset = lambda: _calibration_set(calibration)
         converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
     with warnings.catch_warnings():
@@ -217,6 +267,37 @@ def _convert(
             if not missing:
                 raise
             raise _not_builtin(missing, function, model) from error
+        except RuntimeError as error:  # of the quantizer, which follows the converter
+            missing = set(re.findall(r"not yet supported for op: '(\w+)'", str(error)))
+            if not missing:
+                raise
+            found = _layers_of(missing, _convert(model, "float32", "float32", None), model)
+            raise InputError(
+                f"TensorFlow Lite has no {quantization} form of {', '.join(found)}; use int8, "
+                "which leaves such operations in float, or replace the layer"
+            ) from error
+
+
+class _HardSwish(layers.Layer):
+    """x * relu6(x + 3) / 6, in steps that the converter does not put together."""
+
+    def call(self, x: Any) -> Any:
+        return x * ((keras.ops.relu(x + 3) - keras.ops.relu(x - 3)) / 6)
+
+
+def _without_hard_swish(model: keras.Model) -> keras.Model:
+    """The model with hard-swish in steps: the runtime's HARD_SWISH has no 16-bit form."""
+
+    def call(layer: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        if getattr(layer, "activation", None) is keras.activations.hard_silu:
+            if not isinstance(layer, layers.Activation):
+                layer.activation = keras.activations.linear
+                return _HardSwish(name=f"{layer.name}_activation")(layer(*args, **kwargs))
+            layer = _HardSwish(name=layer.name)
+        return layer(*args, **kwargs)
+
+    own = rebuild(model, batch_size=1)
+    return keras.models.clone_model(own, clone_function=lambda layer: layer, call_function=call)
 
 
 def _calibration_set(images: np.ndarray) -> Iterator[list[np.ndarray]]:
@@ -236,17 +317,47 @@ def _calibration_set(images: np.ndarray) -> Iterator[list[np.ndarray]]:
 
 
 def _not_builtin(operations: set[str], function: Any, model: keras.Model) -> InputError:
-    """Names the layers whose `operations` the runtime lacks: a path holds "layer" or "layer_1"."""
-    names = {layer.name for layer in model.layers}
-    found = []
-    for node in function.graph.get_operations():
-        if node.type in operations:
-            parts = [part for part in node.name.split("/") if part]
-            parts += [re.sub(r"_\d+$", "", part) for part in parts]
-            layer = next((part for part in parts if part in names), node.name)
-            found.append(f"{node.type} in layer {layer!r}")
+    """Names the layers whose `operations`, of TensorFlow, the runtime lacks."""
+    found = [
+        _in_layer(node.type, node.name, model)
+        for node in function.graph.get_operations()
+        if node.type in operations
+    ]
     return InputError(
         "TensorFlow Lite has no built-in operation for "
         f"{', '.join(found) or ', '.join(sorted(operations))}; "
         "replace the layer by one that is made of built-in operations"
+    )
+
+
+def _in_layer(operation: str, name: str, model: keras.Model) -> str:
+    return f"{operation} in layer {next(iter(layers_in(name, model)), name)!r}"
+
+
+def _layers_of(operations: set[str], content: bytes, model: keras.Model) -> list[str]:
+    """The layers of a file's `operations`, each as "SIN in layer 'odd'"."""
+    interpreter = Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    names = {tensor["index"]: tensor["name"] for tensor in interpreter.get_tensor_details()}
+    return [
+        _in_layer(op["op_name"], names[op["outputs"][0]], model)
+        for op in interpreter._get_ops_details()
+        if op["op_name"] in operations
+    ]
+
+
+def _float_operations(content: bytes, model: keras.Model) -> tuple[str, ...]:
+    """What an integer file computes in float, but for the conversion of its input and output."""
+    interpreter = Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    details = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
+    return tuple(
+        _in_layer(op["op_name"], details[op["outputs"][0]]["name"], model)
+        for op in interpreter._get_ops_details()
+        if op["op_name"] not in ("QUANTIZE", "DEQUANTIZE")
+        and details[op["outputs"][0]]["dtype"] is np.float32
     )

@@ -10,8 +10,10 @@ Schema: https://github.com/google-ai-edge/mediapipe/blob/master/mediapipe/tasks/
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import flatbuffers
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import number_types
 
@@ -27,6 +30,7 @@ from kapps._errors import InputError
 
 BUFFER_NAME = "TFLITE_METADATA"
 LABEL_FILE = "labels.txt"
+WEIGHTS_FILE = "weights.sha256"
 _IDENTIFIER = b"M001"
 # The newest field written here (Content, NormalizationOptions, TENSOR_AXIS_LABELS) is as old as
 # the schema itself.
@@ -34,7 +38,7 @@ _MIN_PARSER_VERSION = "1.0.0"
 _MAX_LABEL_BYTES = 16 * 2**20  # ImageNet-21k's labels take 0.5 MiB
 
 # Numbers of the schema's enums and unions.
-_TENSOR_AXIS_LABELS = 2
+_DESCRIPTIONS, _TENSOR_AXIS_LABELS = 1, 2
 _RGB, _GRAYSCALE = 1, 2
 _FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
 _NORMALIZATION_OPTIONS = 1
@@ -46,6 +50,11 @@ class Metadata:
 
     `mean` and `std` are the normalization that the app has to apply to 0..255 pixels, `(x - mean) /
     std`: (0.0,) and (1.0,) in files from kapps, which normalize in the graph.
+
+    `weights_sha256` is that of the weights that the file was made from, 64 hexadecimal digits: of
+    the file `weights_name`, or, where that is "", of the weights in memory (see the function of
+    this name). It lies in the file in the form of sha256sum, so that beside the weights
+    `unzip -p model.tflite weights.sha256 | sha256sum --check` compares the two.
     """
 
     name: str
@@ -56,6 +65,8 @@ class Metadata:
     licence: str = ""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    weights_sha256: str = ""
+    weights_name: str = ""
     min_parser_version: str = _MIN_PARSER_VERSION
 
 
@@ -76,6 +87,37 @@ def check_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
     return labels
 
 
+def weights_sha256(model: Any, path: str | os.PathLike[str] | None = None) -> tuple[str, str]:
+    """The SHA-256 of a model's weights, 64 hexadecimal digits, and the name of their file.
+
+    With the `path` of the file that they were loaded from it is that file's, as of sha256sum.
+    Without one it is that of the weights in memory, and the name is "": for each variable, in the
+    model's order, its number of dimensions and each dimension as 8-byte little-endian integers, and
+    its values in little-endian order. Names do not count, nor does how a file lays them out:
+    a model into which the same weights are loaded has the same sum.
+
+    Raises:
+        InputError: the file cannot be read, or its name is of several lines.
+    """
+    if path is not None:
+        name = Path(path).name
+        if len(name.splitlines()) != 1:
+            raise InputError(f"weights: the file's name {name!r} is of several lines; rename it")
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return digest.hexdigest(), name
+    digest = hashlib.sha256()
+    for value in model.get_weights():
+        digest.update(struct.pack(f"<{value.ndim + 1}q", value.ndim, *value.shape))
+        digest.update(np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest(), ""
+
+
 def with_metadata(model: bytes, metadata: Metadata) -> bytes:
     """The image classifier `model`, a .tflite file's content, with metadata and label file in it.
 
@@ -88,7 +130,10 @@ def with_metadata(model: bytes, metadata: Metadata) -> bytes:
     tensors = root.Subgraphs(0).Tensors
     _, height, width, channels = tensors(root.Subgraphs(0).Inputs(0)).ShapeAsNumpy().tolist()
     payload = _encode(metadata, height, width, channels)
-    return _with_label_file(_with_buffer(model, root, payload), metadata.labels)
+    files = {LABEL_FILE: "".join(f"{label}\n" for label in metadata.labels)}
+    if metadata.weights_sha256:
+        files[WEIGHTS_FILE] = f"{metadata.weights_sha256}  {metadata.weights_name or '-'}\n"
+    return _with_files(_with_buffer(model, root, payload), files)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
@@ -110,12 +155,14 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
         raise InputError(f"{path}: its metadata is not of the {_IDENTIFIER.decode()} format")
     try:
         metadata, label_file = _decode(payload)
-        labels = _read_labels(content, label_file) if label_file else ()
+        labels = tuple(_read_member(content, label_file).splitlines()) if label_file else ()
+        weights_file = metadata.pop("weights_file")
+        digest, name = _parse_sum(_read_member(content, weights_file)) if weights_file else ("", "")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # zipfile alone knows ten ways to fail on a damaged file
         raise InputError(f"{path}: malformed metadata ({error})") from error
-    return Metadata(labels=labels, **metadata)
+    return Metadata(labels=labels, weights_sha256=digest, weights_name=name, **metadata)
 
 
 # The model: a flatbuffer to which a buffer is added, and a zip behind it.
@@ -194,25 +241,34 @@ def _aligned_bytes(builder: flatbuffers.Builder, data: bytes) -> int:
     return builder.EndVector()
 
 
-def _with_label_file(model: bytes, labels: Sequence[str]) -> bytes:
+def _with_files(model: bytes, files: dict[str, str]) -> bytes:
     # The file starts with the model, so offsets in the archive count from the model's first byte;
     # stored, not deflated, because the readers map it. The date is fixed: same input, same bytes.
     output = io.BytesIO()
     output.write(model)
     with zipfile.ZipFile(output, "a", compression=zipfile.ZIP_STORED) as archive:
-        info = zipfile.ZipInfo(LABEL_FILE, date_time=(1980, 1, 1, 0, 0, 0))
-        info.external_attr = 0o644 << 16
-        archive.writestr(info, "".join(f"{label}\n" for label in labels))
+        for name, text in files.items():
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, text)
     return output.getvalue()
 
 
-def _read_labels(content: bytes, name: str) -> tuple[str, ...]:
+def _read_member(content: bytes, name: str) -> str:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         info = archive.getinfo(name)
         if info.file_size > _MAX_LABEL_BYTES:
-            raise InputError(f"its label file {name!r} has {info.file_size} bytes: refused")
+            raise InputError(f"its file {name!r} has {info.file_size} bytes: refused")
         with archive.open(info) as member:
-            return tuple(member.read(_MAX_LABEL_BYTES).decode("utf-8").splitlines())
+            return member.read(_MAX_LABEL_BYTES).decode("utf-8")
+
+
+def _parse_sum(text: str) -> tuple[str, str]:
+    """The digest and the file's name of a line of sha256sum."""
+    match = re.fullmatch(r"([0-9a-f]{64})  (.+)\n?", text)
+    if match is None:
+        raise ValueError(f"{WEIGHTS_FILE} is not of sha256sum's form")
+    return match[1], "" if match[2] == "-" else match[2]
 
 
 # The metadata flatbuffer: one helper a kind of value, slots numbered as in the schema.
@@ -256,6 +312,15 @@ def _encode(metadata: Metadata, height: int, width: int, channels: int) -> bytes
         2: ("offset", _offsets(b, [_table(b, pixels)])),
         3: ("offset", _offsets(b, [_table(b, scores)])),
     }
+    if metadata.weights_sha256:
+        weights = {
+            0: ("offset", b.CreateString(WEIGHTS_FILE)),
+            1: ("offset", b.CreateString("SHA-256 of the weights that the model was made from.")),
+            2: ("int8", _DESCRIPTIONS),
+        }
+        weights_files = {6: ("offset", _offsets(b, [_table(b, weights)]))}
+    else:
+        weights_files = {}
     root = {
         0: ("offset", b.CreateString(metadata.name)),
         1: ("offset", b.CreateString(metadata.description)),
@@ -263,6 +328,7 @@ def _encode(metadata: Metadata, height: int, width: int, channels: int) -> bytes
         3: ("offset", _offsets(b, [_table(b, graph)])),
         4: ("offset", b.CreateString(metadata.author)),
         5: ("offset", b.CreateString(metadata.licence)),
+        **weights_files,
         7: ("offset", b.CreateString(metadata.min_parser_version)),
     }
     b.Finish(_table(b, root), file_identifier=_IDENTIFIER)
@@ -306,7 +372,8 @@ def _range(b: flatbuffers.Builder, low: float, high: float) -> int:
 
 
 def _decode(payload: bytes) -> tuple[dict[str, Any], str]:
-    """The fields of `Metadata` other than the labels, and the label file's name ("" for none)."""
+    """The fields of `Metadata` but the labels and the weights' sum, which are files of their own;
+    "weights_file" and the label file's name ("" for none)."""
     root = flatbuffers.Table(payload, struct.unpack_from("<I", payload)[0])
     fields: dict[str, Any] = {
         "name": _text(root, 0),
@@ -315,6 +382,9 @@ def _decode(payload: bytes) -> tuple[dict[str, Any], str]:
         "author": _text(root, 4),
         "licence": _text(root, 5),
         "min_parser_version": _text(root, 7),
+        "weights_file": next(
+            (WEIGHTS_FILE for file in _tables(root, 6) if _text(file, 0) == WEIGHTS_FILE), ""
+        ),
     }
     label_file = ""
     for graph in _tables(root, 3)[:1]:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from kapps._errors import InputError
+from kapps.tflite.comparison import Comparison, compare_layers
 from kapps.tflite.interpreter import Runner
 
 
@@ -43,11 +44,19 @@ class Verification:
 
 
 class ConversionError(InputError):
-    """The converted file does not do what the model does; `verification` has the figures."""
+    """The converted file does not do what the model does.
 
-    def __init__(self, message: str, verification: Verification) -> None:
+    Attributes:
+        verification: the figures.
+        comparison: the same layer by layer; None for a tuned model.
+    """
+
+    def __init__(
+        self, message: str, verification: Verification, comparison: Comparison | None = None
+    ) -> None:
         super().__init__(message)
         self.verification = verification
+        self.comparison = comparison
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ LIMITS = {
     "float16": Limit(0.002, 0.01),  #        0       0.0023
     "dynamic": Limit(0.01, 0.05),  #         0.0011  0.019
     "int8": Limit(0.05, 0.2),  #             0.025   0.096
+    "int16x8": Limit(0.01, 0.05),  #         as dynamic, whose weights have the same 8 bits
 }
 
 _REMEDY = {
@@ -78,7 +88,11 @@ _REMEDY = {
     "dynamic": "Use float16.",
     "int8": "Calibrate on more images, of all classes and such as the model will see, or use "
     "float16.",
+    "int16x8": "Calibrate on more images, of all classes and such as the model will see, or use "
+    "float16.",
 }
+
+_COMPARED = 4  # images, when it has to be said which layer is to blame
 
 
 def verify(
@@ -103,8 +117,10 @@ def verify(
         ConversionError: the file is beyond the limit of its quantization.
     """
     expected = predict(model, images)
+    # A tuned model, of tf_keras, rounds each probability to 1/256.
+    rounding = 1e-3 if isinstance(model, keras.Model) else expected.shape[1] / 512
     # This and the next condition are written so that nan fails.
-    if not (expected.min() >= 0 and np.abs(expected.sum(axis=1) - 1).max() <= 1e-3):
+    if not (expected.min() >= 0 and np.abs(expected.sum(axis=1) - 1).max() <= rounding):
         raise InputError(
             f"model {model.name!r} returns no probabilities; "
             'build it with classifier_activation="softmax"'
@@ -113,10 +129,15 @@ def verify(
     figures = compare(expected, runner.predict(images), step=runner.output_quantization[0])
     limit = LIMITS[quantization]
     if not (figures.regret <= limit.regret and figures.drift <= limit.drift):
+        comparison = None
+        if isinstance(model, keras.Model):  # and not a tuned one, of tf_keras
+            comparison = compare_layers(model, path, images[:_COMPARED])
         raise ConversionError(
             f"{where or path}: the {quantization} file does not do what the model does: {figures} "
-            f"(at most {limit.regret:g} and {limit.drift:g}). {_REMEDY[quantization]}",
+            f"(at most {limit.regret:g} and {limit.drift:g}). "
+            f"{comparison.verdict() + ' ' if comparison else ''}{_REMEDY[quantization]}",
             figures,
+            comparison,
         )
     return figures
 

@@ -1,0 +1,232 @@
+"""kapps-convert and kapps-compare as a user runs them: files, figures, one line for a mistake."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+import kapps
+from kapps.tflite import read_metadata
+
+
+class Answer(NamedTuple):
+    code: int | None
+    stdout: str
+    stderr: str
+
+
+def _run(command, capsys):
+    """As `python -m`, in this process; the flags that the binary defined are undefined again."""
+    binary, *arguments = shlex.split(command)
+    before = set(flags.FLAGS)
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(sys, "argv", [f"{binary}_main", *arguments])
+        try:
+            runpy.run_module(f"kapps.tflite.{binary}_main", run_name="__main__", alter_sys=True)
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+    return Answer(caught.value.code, *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run as kapps-train leaves it, the weights of a network, and some images."""
+    tmp = tmp_path_factory.mktemp("convert")
+    run = tmp / "run"
+    run.mkdir()
+    model = kapps.LeNet5(input_shape=(32, 32, 3), classes=10)
+    kapps.save_weights(model, run / "weights.safetensors")
+    settings = {
+        "model": "LeNet5",
+        "dataset": "digits",
+        "data_dir": None,
+        "class_names": list("abcdefghij"),
+        "image_size": 32,
+        "crop": 1.0,
+    }
+    (run / "config.json").write_text(json.dumps(settings))
+    (tmp / "flat").mkdir()
+    random = np.random.default_rng(0)
+    for index in range(4):
+        pixels = random.integers(0, 256, (40, 50, 3), dtype="uint8")
+        Image.fromarray(pixels).save(tmp / "flat" / f"{index}.png")
+    (tmp / "labels.txt").write_text("".join(f"class {index}\n" for index in range(10)))
+    (tmp / "three.txt").write_text("a\nb\nc\n")
+    return tmp
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    """Written by the binary: of a run, in two quantizations."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kapps.tflite.convert_main",
+            f"--workdir={folder}/run",
+            f"--output={folder}/net.tflite",
+            "--quantization=float32,int8",
+            "--calibration_images=20",
+            "--verification_images=10",
+            "--licence=Apache-2.0",
+            "--author=kapps",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done, [folder / "net_float32.tflite", folder / "net_int8.tflite"]
+
+
+def test_convert_a_run(files, folder):
+    done, paths = files
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for path, quantization, line in zip(paths, ("float32", "int8"), lines, strict=True):
+        assert line.startswith(f"{path}: {quantization}, ")
+        assert re.search(r"MiB; same class on [\d.]+% of 10 images", line)
+        metadata = read_metadata(path)
+        assert metadata.labels == tuple("abcdefghij")
+        assert (metadata.licence, metadata.author) == ("Apache-2.0", "kapps")
+    assert "converting" in done.stderr and "reading up to 20 images of digits" in done.stderr
+
+
+def test_the_sum_is_that_of_the_weights_file(files, folder):
+    weights = folder / "run" / "weights.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    for path in files[1]:
+        metadata = read_metadata(path)
+        assert (metadata.weights_sha256, metadata.weights_name) == (digest, weights.name)
+        with zipfile.ZipFile(path) as archive:
+            (folder / "weights.sha256").write_bytes(archive.read("weights.sha256"))
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", str(folder / "weights.sha256")],
+            cwd=weights.parent,
+            check=True,
+            capture_output=True,
+        )
+
+
+def test_compare(files, folder, capsys):
+    report = folder / "compare.json"
+    command = f"compare {files[1][0]} {files[1][1]} --workdir={folder}/run --images=2"
+    answer = _run(f"{command} --json={report}", capsys)
+    assert not answer.code, answer.stderr
+    for path, quantization in zip(files[1], ("float32", "int8"), strict=True):
+        assert f"{path}: {quantization}\n" in answer.stdout
+        figures = json.loads(report.read_text())[str(path)]
+        assert figures["parts_at"] is None
+        own = [layer["own_error"] for layer in figures["layers"]]
+        assert len(own) >= 5 and own == sorted(own, reverse=True)
+
+
+def test_compare_with_other_weights(files, folder, capsys):
+    """The same network with other weights: it says from which layer on, and exits with 1."""
+    other = kapps.LeNet5(input_shape=(32, 32, 3), classes=10)
+    for layer in other.layers:
+        layer.set_weights([-2 * weight for weight in layer.get_weights()])
+    kapps.save_weights(other, folder / "other.safetensors")
+    answer = _run(
+        f"compare {files[1][0]} --model=LeNet5 --weights={folder}/other.safetensors "
+        f"--image_size=32 --classes=10 --dataset=folder:{folder}/flat --images=2",
+        capsys,
+    )
+    assert answer.code == 1
+    assert "They part at layer" in answer.stdout
+
+
+def test_convert_named_weights_with_a_flat_folder(folder, capsys):
+    output = folder / "named.tflite"
+    answer = _run(
+        f"convert --model=LeNet5 --weights={folder}/run/weights.safetensors --image_size=32 "
+        f"--labels={folder}/labels.txt --calibration=folder:{folder}/flat --output={output}",
+        capsys,
+    )
+    assert not answer.code, answer.stderr
+    assert read_metadata(output).labels[3] == "class 3"
+    assert "of 4 images" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("convert", "--output must be given"),
+        ("convert --output={tmp}/x.tflite", "give either --workdir of a run, or --model"),
+        ("convert --output={tmp}/x.tflite --weights=x", "--model must be given with --weights"),
+        (
+            "convert --output={tmp}/x.tflite --workdir={tmp}/run --quantization=int7",
+            "unknown quantization 'int7'; did you mean int8",
+        ),
+        (
+            "convert --output={tmp}/x.tflite --workdir={tmp}/run --io=uint8",
+            "float32 files take float32, not 'uint8'",
+        ),
+        ("convert --output={tmp}/x.tflite --workdir={tmp}/flat", "holds no finished run"),
+        (
+            "convert --output={tmp}/x.tflite --workdir={tmp}/run --classes=3",
+            "a run knows its own",
+        ),
+        (
+            "convert --output={tmp}/x.tflite --workdir={tmp}/run --labels={tmp}/three.txt",
+            "3 labels for a model of 10 classes",
+        ),
+        (
+            "convert --output={tmp}/x.tflite --workdir={tmp}/run --labels={tmp}/none.txt",
+            "cannot read {tmp}/none.txt",
+        ),
+        (
+            "convert --output={tmp}/x.tflite --model=LeNet5 --classes=10 --image_size=32 "
+            "--weights={tmp}/run/weights.safetensors",
+            "--calibration=DATASET",
+        ),
+        (
+            "convert --output={tmp}/x.tflite --model=LeNet5 --classes=7 --image_size=32 "
+            "--weights={tmp}/run/weights.safetensors --calibration=folder:{tmp}/flat",
+            "has 10 classes and the model 7",
+        ),
+        ("compare --workdir={tmp}/run", "FILE... must be given"),
+        ("compare {tmp}/none.tflite --workdir={tmp}/run", "no such file: {tmp}/none.tflite"),
+        ("compare {tmp}/labels.txt --workdir={tmp}/run", "{tmp}/labels.txt is no .tflite file"),
+    ],
+)
+def test_a_mistake_gets_one_line(command, message, folder, capsys):
+    before = sorted(folder.rglob("*"))
+    answer = _run(command.format(tmp=folder), capsys)
+    assert answer.code == 2, answer.stderr
+    program = "kapps-" + command.split()[0]
+    lines = [line for line in answer.stderr.splitlines() if line.startswith(f"{program}: error: ")]
+    assert len(lines) == 1, answer.stderr
+    assert message.format(tmp=folder) in lines[0]
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("binary", ["convert", "compare"])
+def test_help_needs_no_tensorflow(binary):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", f"kapps.tflite.{binary}_main", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert f"usage: kapps-{binary} [flags]" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"tensorflow", "keras", "numpy"}
