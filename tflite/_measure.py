@@ -1,40 +1,29 @@
-"""The child process of `kapps.tflite.latency`: a request on stdin, JSON lines on stdout.
+"""The task that `kapps.tflite.latency` runs in a child process (`kapps.tflite._child`).
 
-A process of its own, so that no TensorFlow shares the cores (kapps loads none unless it is used),
-and so that a file that kills the interpreter kills nothing else. A line names the file at hand
-before it is touched.
+A process of its own also means that no TensorFlow shares the cores: kapps loads none unless it is
+used.
 """
 
-import json
-import sys
+from __future__ import annotations
+
 import time
+from collections.abc import Callable
 from typing import Any
 
-# Files take turns, so that all see the same drift of the machine; turns of a few runs, because
-# the first run of a turn, which does not count, finds the caches full of another model.
-_TURN = 8
+import numpy as np
+
+from kapps.tflite.interpreter import delegate_pieces, load_interpreter
+
+_BETWEEN_MESSAGES = 0.1  # seconds
 
 
-def main() -> None:
-    import numpy as np
-
-    from kapps._errors import InputError
-    from kapps.tflite.interpreter import delegate_pieces, load_interpreter
-
-    def emit(**message: object) -> None:
-        print(json.dumps(message), flush=True)
-
-    request = json.load(sys.stdin)
+def work(request: dict[str, Any], emit: Callable[..., None]) -> list[dict[str, Any]]:
     interpreters: list[Any] = []
     results: list[dict[str, Any]] = []
     for path in request["paths"]:
         emit(at=path)
         start = time.perf_counter()
-        try:
-            interpreter = load_interpreter(path, request["threads"])
-        except InputError as error:
-            emit(error=str(error))
-            return
+        interpreter = load_interpreter(path, request["threads"])
         pieces = delegate_pieces(interpreter)
         results.append(
             {
@@ -50,23 +39,26 @@ def main() -> None:
         for _ in range(request["warmup"]):
             interpreter.invoke()
         interpreters.append(interpreter)
-    start, share = time.perf_counter(), 0.0
+    share, told = 0.0, time.monotonic()
+    totals = [0.0] * len(results)
     while share < 1:
-        for path, interpreter, result in zip(request["paths"], interpreters, results, strict=True):
+        for number, (path, interpreter) in enumerate(
+            zip(request["paths"], interpreters, strict=True)
+        ):
             emit(at=path)
-            interpreter.invoke()
-            for _ in range(_TURN):
+            interpreter.invoke()  # finds the caches full of another model: it does not count
+            turn = 0.0
+            while turn < request["turn_ms"]:
                 began = time.perf_counter_ns()
                 interpreter.invoke()
-                result["ms"].append((time.perf_counter_ns() - began) / 1e6)
-        share = min(1.0, len(results[0]["ms"]) / request["min_runs"])
+                took = (time.perf_counter_ns() - began) / 1e6
+                results[number]["ms"].append(took)
+                turn += took
+            totals[number] += turn
+        share = min(1.0, min(len(result["ms"]) for result in results) / request["min_runs"])
         if request["min_seconds"]:
-            seconds = time.perf_counter() - start
-            share = min(share, seconds / (request["min_seconds"] * len(results)))
-        emit(share=share)
-    emit(results=results)
-
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, which a script has first: its modules are not to hide others
-    main()
+            share = min(share, min(totals) / (1e3 * request["min_seconds"]))
+        if share == 1 or time.monotonic() - told > _BETWEEN_MESSAGES:
+            emit(share=share)
+            told = time.monotonic()
+    return results

@@ -1,54 +1,148 @@
-"""How long one image takes on this machine.
+"""How long one image takes: what a measurement is, and how it is made on this machine.
 
-What is measured here is the host, never a phone: the device is part of every result.
+What is measured on the host is never a phone's latency: the device is part of every result.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import hashlib
+import importlib.metadata
 import os
 import platform
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+import kapps
 from kapps._errors import InputError
+from kapps.tflite import _child
+
+# Files take turns, so that all see the same drift of the machine; equally long ones, so that a slow
+# file does not take all the time.
+_TURN_MS = 50.0
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a file has been measured long enough: both have to be reached.
+
+    Attributes:
+        runs: measured runs of the file.
+        seconds: the sum of their times.
+    """
+
+    runs: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"at least {self.runs:,} runs and {self.seconds:g} s"
+
+
+# MLPerf Mobile's single stream, and the shortest of its short forms
+# (https://arxiv.org/abs/2012.02328).
+STOP_RULES = {"quick": StopRule(64, 6.0), "mlperf": StopRule(1024, 60.0)}
 
 
 @dataclass(frozen=True)
 class Latency:
     """The time that a .tflite file takes for one image, in milliseconds.
 
+    A device's own tool keeps no samples and tells no p90 and no p99, and old builds of it no median
+    either: those are None then. It is launched several times, and each figure is the median over
+    the launches.
+
     Attributes:
         file: the file.
         device: where it was measured, such as "host: Intel(R) Xeon(R) CPU @ 2.20GHz, 2 cores".
         threads: of the interpreter.
-        runs: how many runs were measured, after the warm-up.
-        p50_ms: the median; p90_ms and p99_ms likewise.
+        runs: how many runs were measured, after the warm-up, in all launches.
+        p50_ms: the median; p90_ms, p95_ms and p99_ms likewise.
         mean_ms: the mean; std_ms is the standard deviation.
         initialization_ms: loading the file and applying the delegate.
         delegate_pieces: into how many pieces the delegate took the graph; 1 is best, 0 is none.
+        accelerator: "cpu", "gpu" or "nnapi".
+        stop_rule: what was asked for, such as "at least 64 runs and 6 s".
+        launches: of the process that measured.
+        launch_p50_ms: the median of each launch: how far they lie apart is the device's drift.
+        samples_ms: the time of each run, in order.
+        peak_memory_mb: by how many MB (2^20 bytes) the process's peak resident memory grew from
+            before the file was loaded to after its runs.
+        sha256: of the file, in hexadecimal.
+        size_bytes: of the file.
+        notes: what else bears on the number: cores, clock, thermal state before and after.
+        versions: of what measured.
+        date: of the measurement, ISO 8601 in UTC.
     """
 
     file: Path
     device: str
     threads: int
     runs: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
     mean_ms: float
     std_ms: float
-    initialization_ms: float
-    delegate_pieces: int
+    initialization_ms: float | None
+    delegate_pieces: int | None
+    accelerator: str = "cpu"
+    stop_rule: str = ""
+    launches: int = 1
+    launch_p50_ms: Sequence[float] = ()
+    samples_ms: Sequence[float] = ()
+    p95_ms: float | None = None
+    peak_memory_mb: float | None = None
+    sha256: str = ""
+    size_bytes: int = 0
+    notes: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""
+
+    @classmethod
+    def of_samples(
+        cls,
+        file: Path,
+        samples_ms: Sequence[float],
+        *,
+        device: str,
+        threads: int,
+        stop_rule: StopRule,
+        initialization_ms: float,
+        delegate_pieces: int | None,
+        peak_memory_mb: float | None,
+        notes: Mapping[str, str],
+        versions: Mapping[str, str],
+    ) -> Latency:
+        """What the time of each run gives, on the CPU and in one launch; see the attributes."""
+        times = np.asarray(samples_ms, "float64")
+        sha256, size_bytes = identity(file)
+        p50, p90, p95, p99 = np.percentile(times, [50, 90, 95, 99]).tolist()
+        return cls(
+            file=file,
+            device=device,
+            threads=threads,
+            runs=len(times),
+            p50_ms=p50,
+            p90_ms=p90,
+            p95_ms=p95,
+            p99_ms=p99,
+            mean_ms=float(times.mean()),
+            std_ms=float(times.std()),
+            initialization_ms=initialization_ms,
+            delegate_pieces=delegate_pieces,
+            stop_rule=str(stop_rule),
+            launch_p50_ms=(p50,),
+            samples_ms=tuple(times.tolist()),
+            peak_memory_mb=peak_memory_mb,
+            notes=dict(notes),
+            versions=dict(versions),
+            date=now(),
+            sha256=sha256,
+            size_bytes=size_bytes,
+        )
 
 
 def measure(
@@ -59,16 +153,18 @@ def measure(
     min_runs: int = 64,
     min_seconds: float = 1.0,
     time_limit: float = 600.0,
-    progress: Callable[[float], object] | None = None,
+    progress: Callable[[float], object] = lambda share: None,
 ) -> list[Latency]:
     """Measures .tflite files on this machine, one image at a time, in turns, in a fresh process.
+
+    The memory of each file is measured in a further process of its own.
 
     Args:
         paths: the files; they share the machine's drift, so compare what was measured together.
         threads: of the interpreter.
         warmup: runs of each file before the first that counts.
         min_runs: measured runs of each file, at least.
-        min_seconds: measured time, at least, for each file on average.
+        min_seconds: measured time of each file, at least.
         time_limit: seconds after which the process is ended.
         progress: called now and then with the share that is done, 0 to 1.
 
@@ -78,41 +174,80 @@ def measure(
     """
     if threads < 1 or warmup < 0 or min_runs < 1 or min_seconds < 0:
         raise InputError("measure: threads and min_runs are at least 1, the others at least 0")
-    files = [Path(path) for path in paths]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"no such file: {file}")
+    files = existing(paths)
     if not files:
         return []
+    resolved = [str(file.resolve()) for file in files]
     request = {
-        "paths": [str(file.resolve()) for file in files],
+        "paths": resolved,
         "threads": threads,
         "warmup": warmup,
         "min_runs": min_runs,
         "min_seconds": min_seconds,
+        "turn_ms": _TURN_MS,
     }
-    results = _run(request, time_limit, progress or (lambda share: None))
+    results = _child.run(
+        "_measure",
+        request,
+        time_limit=time_limit,
+        on_message=lambda message: progress(message["share"]) if "share" in message else None,
+    )
+    memory = _child.run_each(
+        "_memory",
+        [{"path": path, "threads": threads} for path in resolved],
+        time_limit=time_limit,
+    )
     device = host_device()
+    versions = {
+        **kapps_version(),
+        "ai-edge-litert": importlib.metadata.version("ai-edge-litert"),
+    }
     latencies = []
-    for file, result in zip(files, results, strict=True):
-        times = np.array(result["ms"])
-        p50, p90, p99 = np.percentile(times, [50, 90, 99])
+    for file, result, peak in zip(files, results, memory, strict=True):
+        if isinstance(peak, InputError):
+            raise peak
         latencies.append(
-            Latency(
-                file=file,
+            Latency.of_samples(
+                file,
+                result["ms"],
                 device=device,
                 threads=threads,
-                runs=len(times),
-                p50_ms=float(p50),
-                p90_ms=float(p90),
-                p99_ms=float(p99),
-                mean_ms=float(times.mean()),
-                std_ms=float(times.std()),
+                stop_rule=StopRule(min_runs, min_seconds),
                 initialization_ms=result["initialization_ms"],
                 delegate_pieces=result["delegate_pieces"],
+                peak_memory_mb=peak,
+                notes={},
+                versions=versions,
             )
         )
     return latencies
+
+
+def existing(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The paths, all of them files.
+
+    Raises:
+        InputError: one is none.
+    """
+    files = [Path(path) for path in paths]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"no such file: {file}")
+    return files
+
+
+def identity(file: Path) -> tuple[str, int]:
+    """Which file it is, whatever its name: its SHA-256, and its size in bytes."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest(), content.tell()
+
+
+def now() -> str:
+    """The date and time in UTC: ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def host_device() -> str:
@@ -129,51 +264,6 @@ def host_device() -> str:
     return f"host: {name}, {cores} cores"
 
 
-def _run(
-    request: dict[str, Any], time_limit: float, progress: Callable[[float], object]
-) -> list[dict[str, Any]]:
-    """The child's results, one for each path; follows the lines that it writes on the way."""
-    last: dict[str, Any] = {}
-    command = [sys.executable, str(Path(__file__).with_name("_measure.py"))]
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-        ) as child,
-    ):
-        assert child.stdin is not None
-        assert child.stdout is not None
-        overdue = threading.Event()
-
-        def end() -> None:
-            overdue.set()
-            child.kill()
-
-        timer = threading.Timer(time_limit, end)
-        timer.start()
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it died already, which is seen below
-                child.stdin.write(json.dumps(request).encode())
-                child.stdin.close()
-            for line in child.stdout:
-                with contextlib.suppress(ValueError):  # a line that death cut off
-                    message = json.loads(line)
-                    last |= message
-                    if "share" in message:
-                        progress(message["share"])
-            code = child.wait()
-        finally:
-            timer.cancel()
-            child.kill()
-        errors.seek(0)
-        said = errors.read().decode(errors="replace")
-    if "error" in last:
-        raise InputError(last["error"])
-    if "results" in last and code == 0:
-        return last["results"]
-    if "at" not in last and not overdue.is_set():  # before the first file: no mistake of the user
-        raise RuntimeError(f"the measuring process failed with exit code {code}: {said}")
-    at = last.get("at", request["paths"][0])
-    if overdue.is_set():
-        raise InputError(f"measuring took over {time_limit:g} s and was ended at {at}")
-    raise InputError(f"{at} kills the interpreter (exit code {code}): is the file intact?")
+def kapps_version() -> dict[str, str]:
+    """The first of what measured."""
+    return {"kapps": kapps.__version__}

@@ -1,0 +1,551 @@
+"""A phone over adb: the genuine client against a small daemon (adb_daemon.py)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import adb_daemon
+import pytest
+
+from kapps import InputError
+from kapps.tflite.benchmarking import benchmark
+from kapps.tflite.devices import adb, benchmark_tool
+from kapps.tflite.latency import StopRule
+
+HOSTILE = [
+    "a b.tflite",
+    "$(touch pwned).tflite",
+    "`touch pwned`",
+    "; touch pwned ;",
+    "'; touch pwned; '",
+    '"; touch pwned; "',
+    "a\nb",
+    "-rf",
+    "*",
+    "~root",
+    "\\",
+    "é 猫 !x",
+    "a && touch pwned",
+    "| touch pwned",
+    "> pwned",
+    "",
+]
+SPEEDS = [1800000] * 4 + [2400000] * 3 + [2900000]  # little, big and prime cores, kHz
+
+# A benchmark_model that writes the result file; $LAUNCH counts its launches. It keeps what it was
+# started with.
+TOOL = r"""#!/bin/sh
+for argument; do
+  case "$argument" in
+    --graph=*) graph=${argument#*=} ;;
+    --result_file_path=*) result=${argument#*=} ;;
+  esac
+done
+log=$(dirname "$0")/../log
+echo "$*" >> "$log"
+cat "$graph" >> "$log.models"
+"""
+TEXT = r"""
+echo 'INFO: count=20 first=9000 curr=5000 min=4000 max=9000 avg=6000 std=100 p5=1 median=2 p95=3'
+echo
+echo 'INFO: count=50 first=1300 curr=1210 min=1100 max=1600 avg=1250.5 std=41 p5=1 median=1234' \
+  'p95=1500'
+echo 'INFO: Inference timings in us: Init: 5685, First inference: 9000, Warmup (avg): 6e3,' \
+  'Inference (avg): 1250.5'
+echo 'INFO: Memory footprint delta from the start of the tool (MB): init=1.5 overall=12.25'
+"""
+OLD_TEXT = r"""
+echo 'WARN: Unconsumed cmdline flags: --result_file_path=x'
+echo 'count=5 first=9000 curr=5000 min=4000 max=9000 avg=6000 std=100'
+echo 'count=50 first=1300 curr=1210 min=1100 max=1600 avg=1.25e+03 std=41'
+"""
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    """An adb server of its own, far from the ports on which adb looks for emulators."""
+    adb_daemon.require()
+    home = tmp_path_factory.mktemp("adb")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+        monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+        subprocess.run(["adb", "start-server"], check=True, capture_output=True, timeout=60)
+        yield
+        subprocess.run(["adb", "kill-server"], check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture
+def connect(client, tmp_path):
+    """Makes a phone and connects it."""
+    phones = []
+
+    def make(**settings):
+        phone = adb_daemon.Phone(tmp_path / f"phone{len(phones)}", **settings)
+        phones.append(phone)
+        phone.command("getprop", GETPROP)
+        phone.command("cmd", 'echo "$*" >> fixed; [ "$1" = power ]')
+        phone.command("dumpsys", "echo 'IsStatusOverride: false'; echo 'Thermal Status: 0'")
+        phone.command("taskset", 'echo "$1" >> masks; shift; exec "$@"')
+        for core, speed in enumerate(SPEEDS):
+            folder = phone.folder / f"sys/devices/system/cpu/cpu{core}/cpufreq"
+            folder.mkdir(parents=True)
+            (folder / "cpuinfo_max_freq").write_text(f"{speed}\n")
+        _adb("connect", phone.serial)
+        return phone
+
+    yield make
+    _adb("disconnect")  # all of them
+    for phone in phones:
+        phone.unplug()
+
+
+GETPROP = """case $1 in
+  ro.product.manufacturer) echo Google;;
+  ro.product.model) echo 'Pixel 8';;
+  ro.build.version.release) echo 14;;
+  ro.product.cpu.abilist) echo arm64-v8a,armeabi-v7a,armeabi;;
+  ro.product.cpu.abi) echo arm64-v8a;;
+  *) echo;;
+esac"""
+
+
+@pytest.fixture
+def phone(connect):
+    return connect()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two files, with names that no shell should see; the phone's tool does not look into them."""
+    paths = [tmp_path / "a; touch pwned; $(touch pwned) 'b' \"c\" é.tflite", tmp_path / "-rf *"]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"<model %d>" % number)
+    return paths
+
+
+@pytest.fixture
+def tool(tmp_path):
+    """Makes a benchmark_model that ends with this script."""
+
+    def make(script):
+        path = tmp_path / "tool $(touch pwned)"
+        path.write_text(TOOL + script)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return path
+
+    return make
+
+
+def _adb(*arguments):
+    return subprocess.run(["adb", *arguments], check=True, capture_output=True, timeout=30)
+
+
+def _measure(files, binary, **settings):
+    given = {"threads": 1, "accelerator": "cpu", "launches": 3, "time_limit": 60.0} | settings
+    return adb.measure(files, serial=None, binary=binary, stop_rule=StopRule(64, 6.0), **given)
+
+
+def _assert_clean(phone, tmp_path):
+    """Nothing of ours is left on the phone, and no file name ran a command."""
+    assert list((phone.folder / "data/local/tmp").glob("kapps-*")) == []
+    assert not list(tmp_path.rglob("pwned"))
+    assert not os.path.exists("pwned")
+
+
+def _result_file(median=1.5, runs=22):
+    """A BenchmarkResult, as a script that writes it; protobuf's own library makes it."""
+    content = result_bytes(median_ms=median, num_runs=runs)
+    return "printf '" + "".join(f"\\{byte:03o}" for byte in content) + '\' > "$result"\n'
+
+
+def result_bytes(*, median_ms, num_runs):
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="r.proto", package="tflite.tools.benchmark")
+    kinds = {"f": 2, "i": 3, "n": 5}  # float, int64, int32
+    parts = {
+        "Latency": "favg fmin fmax fstd fmedian fp5 fp95 finit ffirst fwarm",
+        "Memory": "iinit ioverall fpeak",
+        "Misc": "fsize nruns nwarm fthroughput",
+    }
+    whole = file.message_type.add(name="BenchmarkResult")
+    whole.field.add(name="name", number=1, type=9, label=1)
+    for at, (part, names) in enumerate(parts.items(), start=2):
+        kind = file.message_type.add(name=part)
+        for number, name in enumerate(names.split(), start=1):
+            kind.field.add(name=name[1:], number=number, type=kinds[name[0]], label=1)
+        type_name = f".tflite.tools.benchmark.{part}"
+        whole.field.add(name=part.lower(), number=at, type=11, label=1, type_name=type_name)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    result = message_factory.GetMessageClass(
+        pool.FindMessageTypeByName("tflite.tools.benchmark.BenchmarkResult")
+    )()
+    result.name = "a name"
+    result.latency.avg, result.latency.std, result.latency.median = 2.0, 0.25, median_ms
+    result.latency.min, result.latency.max = 1.0, 9.0
+    result.latency.p5, result.latency.p95, result.latency.init = 1.25, 4.0, 31.5
+    result.memory.init, result.memory.overall = -3, 5120
+    result.misc.runs = num_runs
+    return result.SerializeToString()
+
+
+def test_arguments_arrive_as_they_are(phone):
+    done = adb.Adb().run(["printf", "%s\\0", *HOSTILE], time_limit=20)
+    assert done.stdout.split("\0")[:-1] == HOSTILE
+    assert (done.code, done.stderr) == (0, "")
+    assert not list(phone.folder.rglob("pwned"))
+
+
+@pytest.mark.parametrize("code", [0, 1, 127, 255])
+def test_exit_codes_and_both_streams(phone, code):
+    script = f"echo out; echo err >&2; exit {code}"
+    done = adb.Adb().run(["sh", "-c", script], time_limit=20)
+    assert (done.code, done.stdout, done.stderr) == (code, "out\n", "err\n")
+
+
+def test_a_killed_command_has_its_signal(phone):
+    assert adb.Adb().run(["sh", "-c", "kill -9 $$"], time_limit=20).code == 128 + 9
+
+
+def test_files_go_and_come(phone, tmp_path):
+    content = bytes(range(256)) * 1000
+    local = tmp_path / "-rf $(touch pwned)\n.bin"
+    local.write_bytes(content)
+    connection = adb.Adb(phone.serial)
+    connection.push(local, "/data/local/tmp/x")
+    assert connection.pull("/data/local/tmp/x") == content
+    with pytest.raises(InputError, match=r"adb:127.* cannot read /data/local/tmp/none"):
+        connection.pull("/data/local/tmp/none")
+    with pytest.raises(InputError, match="cannot read .*no-such-file: No such file"):
+        connection.push(tmp_path / "no-such-file", "/data/local/tmp/x")
+    with pytest.raises(InputError, match="cannot copy .* there: .*No such file"):
+        connection.push(local, "/data/local/tmp/none/x/y")
+
+
+def test_a_command_that_hangs_or_floods(phone, monkeypatch):
+    connection = adb.Adb()
+    with pytest.raises(InputError, match=r"adb:127.*: sleep takes over 1 s, and was ended"):
+        connection.run(["sleep", "7"], time_limit=1)
+    monkeypatch.setattr(adb, "_OUTPUT_LIMIT", 1 << 20)
+    with pytest.raises(InputError, match="yes says over 1 MiB, and was ended"):
+        connection.run(["yes"], time_limit=20)
+
+
+def test_measures_from_result_files(phone, files, tool, tmp_path):
+    shares = []
+    results = _measure(files, tool(_result_file()), progress=shares.append)
+    for file, result in zip(files, results, strict=True):
+        assert result.file == file
+        assert result.device == "Google Pixel 8, Android 14"
+        assert (result.p50_ms, result.p95_ms, result.mean_ms, result.std_ms) == (1.5, 4, 2, 0.25)
+        assert (result.p90_ms, result.p99_ms, result.samples_ms) == (None, None, ())
+        assert (result.initialization_ms, result.peak_memory_mb) == (31.5, 5.0)
+        assert (result.launches, result.runs, result.launch_p50_ms) == (3, 66, (1.5, 1.5, 1.5))
+        assert result.notes["fixed-performance mode"] == "on"
+        assert result.notes["thermal state"] == "0 (none) before, 0 (none) after"
+        assert result.notes["cores"] == "pinned to 4, 5, 6, 7 (taskset f0)"
+        assert len(result.versions["benchmark_model"]) == 72
+    assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    # Interleaved, with the stop rule shared out over the launches.
+    temporary = phone.folder / "data/local/tmp"
+    launches = (temporary / "log").read_text().splitlines()
+    graphs = [line.split()[0].rpartition("/")[2] for line in launches]
+    assert graphs == ["0.tflite", "1.tflite"] * 3
+    assert "--num_threads=1 --num_runs=22 --min_secs=2 " in launches[0]
+    assert "use_" not in launches[0]
+    assert (temporary / "log.models").read_text() == "<model 0><model 1>" * 3
+    assert (phone.folder / "masks").read_text() == "f0\n" * 6
+    assert (phone.folder / "fixed").read_text().splitlines() == [
+        "power set-fixed-performance-mode-enabled true",
+        "power set-fixed-performance-mode-enabled false",
+    ]
+    _assert_clean(phone, tmp_path)
+
+
+def test_measures_from_the_text_of_builds_without_result_files(phone, files, tool):
+    result, _ = _measure(files, tool(TEXT))
+    assert (result.p50_ms, result.p95_ms, result.mean_ms, result.std_ms) == (
+        *(1.234, 1.5, 1.2505, 0.041),
+    )
+    assert (result.initialization_ms, result.peak_memory_mb, result.runs) == (5.685, 12.25, 150)
+
+
+def test_old_builds_tell_no_median_and_none_is_invented(phone, files, tool):
+    result, _ = _measure(files, tool(OLD_TEXT))
+    assert (result.p50_ms, result.p95_ms, result.launch_p50_ms) == (None, None, ())
+    assert (result.mean_ms, result.std_ms, result.runs) == (1.25, 0.041, 150)
+    assert (result.initialization_ms, result.peak_memory_mb) == (None, None)
+
+
+def test_the_launches_spread(phone, files, tool):
+    # Every launch of the phone is 1 ms slower.
+    content = result_bytes(median_ms=0, num_runs=22)
+    at = content.index(struct.pack("<Bf", 5 << 3 | 5, 0.0)) + 1
+    head, tail = (
+        "".join(f"\\{byte:03o}" for byte in part) for part in (content[:at], content[at + 4 :])
+    )
+    medians = ["".join(f"\\{b:03o}" for b in struct.pack("<f", ms)) for ms in (1.0, 2.0, 3.5)]
+    cases = "\n".join(f"{n}) median='{m}';;" for n, m in enumerate(medians, start=1))
+    script = (
+        f'case $(wc -l < "$log") in\n{cases}\nesac\n'
+        f'printf \'{head}\' > "$result"; printf "$median" >> "$result"\n'
+        f"printf '{tail}' >> \"$result\"\n"
+    )
+    (result,) = _measure(files[:1], tool(script))
+    assert (result.p50_ms, result.launch_p50_ms) == (2.0, (1.0, 2.0, 3.5))
+
+
+def test_an_accelerator(phone, files, tool):
+    applied = "echo 'INFO: Explicitly applied GPU delegate, and the model graph will be {}.'\n"
+    whole = applied.format("completely executed by the delegate")
+    (result,) = _measure(files[:1], tool(whole + TEXT), accelerator="gpu", launches=1)
+    assert (result.accelerator, result.delegate_pieces) == ("gpu", 1)
+    assert "--use_gpu=true" in (phone.folder / "data/local/tmp/log").read_text()
+    parts = applied.format("partially executed by the delegate w/ 3 delegate kernels")
+    (result,) = _measure(files[:1], tool(parts + TEXT), accelerator="gpu", launches=1)
+    assert result.delegate_pieces == 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "WARN: Unconsumed cmdline flags: --use_gpu=true",
+        "INFO: Though GPU delegate is explicitly applied, the model graph will not be executed "
+        "by the delegate.",
+        "INFO: Explicitly applied XNNPACK delegate, and the model graph will be completely "
+        "executed by the delegate.",
+    ],
+)
+def test_a_time_of_the_cpu_is_not_taken_for_the_gpus(said, phone, files, tool):
+    with pytest.raises(InputError, match="nothing of it ran on the accelerator gpu"):
+        _measure(files, tool(f"echo '{said}'\n{TEXT}"), accelerator="gpu")
+
+
+def test_a_phone_that_cannot_be_pinned_nor_fixed(phone, files, tool):
+    phone.command("cmd", "echo 'Unknown command' >&2; exit 255")
+    phone.command("dumpsys", "exit 1")
+    for core in range(8):
+        (phone.folder / f"sys/devices/system/cpu/cpu{core}/cpufreq/cpuinfo_max_freq").unlink()
+    (result,) = _measure(files[:1], tool(TEXT), launches=1)
+    assert result.notes["fixed-performance mode"] == "the phone has none"
+    assert result.notes["thermal state"] == "not told before, not told after"
+    assert result.notes["cores"].startswith("not pinned: the device does not tell")
+
+
+@pytest.mark.parametrize(
+    ("speeds", "threads", "pin"),
+    [
+        ([1, 1, 1, 1, 2, 2, 3, 3], 4, ["taskset", "f0"]),
+        ([2, 2, 1, 1], 2, ["taskset", "3"]),
+        ([2, 1, 1, 1], 2, []),
+        ([1, 1], 1, []),
+    ],
+)
+def test_which_cores_are_big(speeds, threads, pin, phone):
+    cpu = phone.folder / "sys/devices/system/cpu"
+    for core in range(8):
+        file = cpu / f"cpu{core}/cpufreq/cpuinfo_max_freq"
+        file.unlink() if core >= len(speeds) else file.write_text(f"{speeds[core]}\n")
+    assert benchmark_tool.pinning(adb.Adb(), threads)[0] == pin
+
+
+def test_a_hot_phone_gets_time_to_cool_down(phone, files, tool, monkeypatch):
+    monkeypatch.setattr(adb, "_COOL_STEP", 0.01)
+    cools = "echo x >> asked; [ $(wc -l < asked) -gt 3 ]; echo Thermal Status: $?"
+    phone.command("dumpsys", cools)
+    (result,) = _measure(files[:1], tool(TEXT), launches=1)
+    assert result.notes["cooled down"] == "0 s"
+    assert result.notes["thermal state"] == "0 (none) before, 0 (none) after"
+    monkeypatch.setattr(adb, "_COOL_SECONDS", 0.05)
+    phone.command("dumpsys", "echo Thermal Status: 3")
+    (result,) = _measure(files[:1], tool(TEXT), launches=1)
+    assert result.notes["cooled down"] == "0 s, and still 3 (severe)"
+    assert result.notes["thermal state"] == "3 (severe) before, 3 (severe) after"
+
+
+def test_leftovers_of_a_run_that_lost_its_phone(phone, files, tool, tmp_path):
+    with pytest.raises(InputError, match=r"adb:127.* is gone, in the middle of the work"):
+        _measure(files, tool(f"echo {adb_daemon.UNPLUG}; sleep 0.5\n"))
+    folder = phone.folder / "data/local/tmp"
+    (left,) = folder.glob("kapps-*")
+    young = folder / "kapps-0123456789abcdef"
+    other = folder / "kapps-mine"
+    for path in (young, other):
+        path.mkdir()
+    for path in (left, other):
+        os.utime(path, (0, 0))
+    _adb("disconnect", phone.serial)
+    phone.plug()
+    _adb("connect", phone.serial)
+    _measure(files, tool(TEXT))
+    assert sorted(folder.glob("kapps-*")) == [young, other]
+
+
+def test_the_binary_is_ended_in_the_middle(phone, files, tool, tmp_path):
+    """The phone is then as it was: no folder, no mode, and no tool that runs on."""
+    started = phone.folder / "started"
+    binary = tool(f"echo $$ > {started}; while true; do sleep 0.1; done")
+    command = [sys.executable, "-m", "kapps.tflite.benchmark_main", "--device=adb"]
+    with subprocess.Popen(
+        [*command, f"--benchmark_binary={binary}", str(files[0])], stderr=subprocess.PIPE
+    ) as process:
+        while not started.exists() or not started.read_text():
+            assert process.poll() is None
+        process.terminate()
+        said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130
+    assert "interrupted" in said.splitlines()[-1]
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{started.read_text().strip()}").exists():  # its parent has to see it first
+        assert time.monotonic() < deadline
+    assert "false" in (phone.folder / "fixed").read_text().splitlines()[-1]
+    _assert_clean(phone, tmp_path)
+
+
+def test_the_phone_is_left_as_it_was_when_interrupted(phone, files, tool, tmp_path):
+    def interrupt(share):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _measure(files, tool(TEXT), progress=interrupt)
+    assert "false" in (phone.folder / "fixed").read_text().splitlines()[-1]
+    _assert_clean(phone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("kill -9 $$", "killed by signal 9"),
+        ("kill -11 $$", "killed by signal 11"),
+        ("echo ERROR: Failed to load >&2; exit 1", "exit code 1: ERROR: Failed to load"),
+        ("exit 127", "does not run there"),
+        ("true", "no time that makes sense"),
+        ("head -c 5000 /dev/urandom", "no time that makes sense"),
+        ("printf '\\022\\377\\377' > $result", "no time that makes sense"),
+        ("head -c 500 /dev/urandom | tr '\\000-\\377' '\\022' > $result", "no time that makes"),
+        ("echo count=9 avg=1 std=1", "no time that makes sense"),  # of the warm-up only
+        ("echo count=9 avg=1 std=1; echo count=9 avg=nan std=1", "no time that makes sense"),
+        ("echo count=9 avg=1 std=1; echo count=9 avg=-1 std=1", "no time that makes sense"),
+        ("echo count=9 avg=1 std=1; echo count=0 avg=1 std=1", "no time that makes sense"),
+        ("yes", "takes over 4 s|says over"),
+        ("sleep 100", "takes over"),
+    ],
+)
+def test_trouble_of_the_tool(script, message, phone, files, tool, tmp_path):
+    with pytest.raises(InputError, match=message) as error:
+        _measure(files, tool(script), time_limit=4.0)
+    assert "\n" not in str(error.value)
+    assert "false" in (phone.folder / "fixed").read_text().splitlines()[-1]
+    _assert_clean(phone, tmp_path)
+
+
+def test_no_space(connect, files, tool, tmp_path):
+    phone = connect(space=900)  # enough for the tool
+    files[1].write_bytes(bytes(1000))
+    with pytest.raises(InputError, match=r"adb:127.* has no space left for .*-rf \*; free some"):
+        _measure(files, tool(""))
+    _assert_clean(phone, tmp_path)
+
+
+def test_no_device(client):
+    with pytest.raises(InputError, match="finds no Android device: connect one by USB"):
+        adb.Adb()
+    with pytest.raises(InputError, match="finds no device 'R5'; connected: none"):
+        adb.Adb("R5")
+
+
+def test_several_devices(connect):
+    first, second = connect(), connect()
+    with pytest.raises(InputError, match="several Android devices: .*choose one") as error:
+        adb.Adb()
+    assert first.serial in str(error.value)
+    assert second.serial in str(error.value)
+    assert adb.Adb(second.serial).name == f"adb:{second.serial}"
+
+
+def test_unauthorized(connect):
+    phone = connect(trusts=False)
+    with pytest.raises(InputError, match=r"does not trust this computer.*: unlock it") as error:
+        adb.Adb()
+    assert phone.serial in str(error.value)
+
+
+def test_a_device_that_goes_between_two_commands(phone):
+    connection = adb.Adb()
+    phone.unplug()
+    with pytest.raises(InputError, match=r"adb:127.* is (gone|offline)"):
+        connection.run(["true"], time_limit=20)
+    with pytest.raises(InputError, match=r"adb:127.* is (gone|offline)"):
+        connection.push(Path(__file__), "/data/local/tmp/x")
+
+
+def test_no_adb(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="there is no `adb` on this machine: apt-get install adb"):
+        adb.Adb()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            None,
+            r"--benchmark_binary must be given: .* \(arm64-v8a\); fetch the official build "
+            r"https://storage\.googleapis\.com/.*/latest/android_aarch64_benchmark_model",
+        ),
+        (b"<html>404</html>", "is no program for a phone; fetch the official build"),
+        (b"\x7fELF\x02\x01\x01" + bytes(11) + b"\x3e\0", "is built for x86_64, and .* runs arm64"),
+        (b"", "is no program"),
+    ],
+)
+def test_the_binary(content, message, phone, files, tmp_path):
+    binary = None
+    if content is not None:
+        binary = tmp_path / "binary"
+        binary.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        _measure(files, binary)
+
+
+def test_which_file_to_fetch_for_other_phones(phone, files):
+    phone.command("getprop", "[ $1 = ro.product.cpu.abi ] && echo armeabi-v7a || echo")
+    with pytest.raises(InputError, match=r"\(armeabi-v7a\); fetch .*/android_arm_benchmark_model$"):
+        _measure(files, None)
+    phone.command("getprop", "[ $1 = ro.product.cpu.abi ] && echo riscv64 || echo")
+    with pytest.raises(InputError, match=r"\(riscv64\); there is no official build .*: build it"):
+        _measure(files, None)
+
+
+def test_through_benchmark(phone, files, tool):
+    device = f"adb:{phone.serial}"
+    (result,) = benchmark(files[:1], device=device, binary=tool(TEXT), launches=1, threads=2)
+    assert (result.threads, result.launches) == (2, 1)
+    assert result.stop_rule == "at least 64 runs and 6 s"
+    assert result.notes["transport"] == device
+
+
+def test_parallel_streams(phone):
+    """The daemon of these tests keeps them apart."""
+    connection, outputs = adb.Adb(), {}
+
+    def ask(number):
+        outputs[number] = connection.run(["echo", str(number)], time_limit=20).stdout
+
+    threads = [threading.Thread(target=ask, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outputs == {number: f"{number}\n" for number in range(4)}

@@ -1,0 +1,341 @@
+"""Results of benchmarks: what is measured, written and read, and what the binary shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sshd
+
+from kapps import InputError
+from kapps.tflite import _child
+from kapps.tflite.benchmarking import benchmark, read_results, table, write_results
+from kapps.tflite.devices import ssh
+from kapps.tflite.devices.benchmark_tool import Launch, parse_result, parse_text
+from kapps.tflite.latency import STOP_RULES, Latency, StopRule
+
+pytest_plugins = ["tflite_fixtures"]
+
+SAMPLES = [float(n) for n in range(1, 101)]
+
+
+@pytest.fixture
+def result(tmp_path):
+    file = tmp_path / "net.tflite"
+    file.write_bytes(b"x" * 1000)
+    return Latency.of_samples(
+        file,
+        SAMPLES,
+        device="host: a processor, 2 cores",
+        threads=1,
+        stop_rule=STOP_RULES["quick"],
+        initialization_ms=7.5,
+        delegate_pieces=1,
+        peak_memory_mb=3.25,
+        notes={"cores": "4, 5"},
+        versions={"kapps": "1"},
+    )
+
+
+@pytest.fixture
+def of_a_tool(result):
+    """A result of a tool that tells little."""
+    return dataclasses.replace(
+        result,
+        **dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "p95_ms", "peak_memory_mb")),
+        initialization_ms=None,
+        delegate_pieces=None,
+        samples_ms=(),
+        launch_p50_ms=(1.5, 1.25, 2.0),
+        launches=3,
+        accelerator="gpu",
+        device="Google Pixel 8, Android 14",
+    )
+
+
+def test_what_samples_give(result):
+    assert result.p50_ms == 50.5
+    assert result.p90_ms == np.percentile(SAMPLES, 90)
+    assert result.p95_ms == np.percentile(SAMPLES, 95)
+    assert result.p99_ms == np.percentile(SAMPLES, 99)
+    assert (result.mean_ms, result.std_ms) == (50.5, np.std(SAMPLES))
+    assert (result.runs, result.launches, result.launch_p50_ms) == (100, 1, (50.5,))
+    assert result.stop_rule == "at least 64 runs and 6 s"
+    # of the program sha256sum
+    assert result.sha256 == "44f8354494a5ba03ba1792a8d3e9c534c47a9181980fde7a3f44b06ef2ae7c7f"
+    assert result.size_bytes == 1000
+
+
+def test_written_results_are_read_again(result, of_a_tool, tmp_path):
+    path = write_results([result, of_a_tool], tmp_path / "new" / "results.json")
+    name = Path("net.tflite")
+    assert read_results(path) == [dataclasses.replace(r, file=name) for r in (result, of_a_tool)]
+
+
+BAD = {
+    "p50_ms": ["1", -1, float("nan"), float("inf"), True, []],
+    "file": ["../x", "", 1, "a\nb"],
+    "sha256": ["", "z" * 64, None],
+    "runs": [0, 1.5, True, -1, None],
+    "samples_ms": [1, [None], ["1"], [-1.0], {"a": 1}],
+    "notes": [[], {"a": 1}, {"a": "b\n"}],
+    "accelerator": ["tpu", None, []],
+    "delegate_pieces": [-1, 0.5, False],
+    "device": [None, "x" * 1001],
+    "mean_ms": [None],
+}
+
+
+@pytest.mark.parametrize("name,value", [(name, value) for name in BAD for value in BAD[name]])
+def test_a_wrong_value_is_named(name, value, result, tmp_path):
+    path = write_results([result], tmp_path / "results.json")
+    content = json.loads(path.read_text())
+    content["results"][0][name] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"results\.json: results\[0\]\.{name}: expected") as e:
+        read_results(path)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no benchmark result"),
+        ("[" * 100000, "is no benchmark result"),
+        ("\xff", "is no"),
+        ("[]", "no 'kapps_benchmark'"),
+        ("{}", "no 'kapps_benchmark'"),
+        ('{"kapps_benchmark": 2, "results": []}', "version 2 .* reads version 1"),
+        ('{"kapps_benchmark": true, "results": []}', "version"),
+        ('{"kapps_benchmark": 1}', "results: expected a list"),
+        ('{"kapps_benchmark": 1, "results": [1]}', r"results\[0\]: expected an object"),
+        ('{"kapps_benchmark": 1, "results": [{}]}', r"results\[0\]\.accelerator: missing"),
+        ('{"kapps_benchmark": 1, "results": [{"a\\nb": 1}]}', r"results\[0\]\.a b: unknown"),
+    ],
+)
+def test_a_foreign_file(content, message, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=message):
+        read_results(path)
+
+
+def test_a_file_that_contradicts_itself(result, tmp_path):
+    path = tmp_path / "results.json"
+    write_results([dataclasses.replace(result, p50_ms=99.5)], path)
+    with pytest.raises(InputError, match="its percentiles do not rise"):
+        read_results(path)
+    write_results([dataclasses.replace(result, runs=99)], path)
+    with pytest.raises(InputError, match="99 runs and 100 samples"):
+        read_results(path)
+    with pytest.raises(InputError, match="cannot read .*none: No such file"):
+        read_results(tmp_path / "none")
+
+
+def test_the_table(result, of_a_tool):
+    text = table([result, of_a_tool])
+    host, phone = text.split("\n\n\n")
+    assert "host: a processor, 2 cores; cpu, 1 thread\n" in host
+    assert "at least 64 runs and 6 s" in host
+    assert "cores: 4, 5" in host
+    header, row = host.splitlines()[-2:]
+    assert header.split()[:6] == ["file", "p50", "p90", "p95", "p99", "mean"]
+    assert row.split()[:4] == ["net.tflite", "50.500", "90.100", "95.050"]
+    assert phone.splitlines()[-1].split()[:5] == ["net.tflite", "-", "-", "-", "-"]
+    assert phone.endswith("1.250 to 2.000")
+    assert "gpu" in phone
+    assert len({len(line) for line in host.splitlines()[-2:]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "phone"}, "unknown device 'phone': expected host, adb, adb:SERIAL or ssh:HOST"),
+        ({"device": "adb:"}, "unknown device"),
+        ({"device": "ssh"}, "unknown device"),
+        ({"stop_rule": "slow"}, "unknown stop rule 'slow': quick, mlperf"),
+        ({"accelerator": "tpu"}, "unknown accelerator 'tpu': cpu, gpu, nnapi"),
+        ({"accelerator": "gpu"}, "the host is measured on its CPU only, not on 'gpu'"),
+        ({"binary": "x"}, "leave --benchmark_binary out"),
+        ({"threads": 0}, "at least 1"),
+        ({"launches": 0}, "at least 1"),
+    ],
+)
+def test_bad_arguments(settings, message, result):
+    with pytest.raises(InputError, match=message):
+        benchmark([result.file], **settings)
+
+
+def test_stop_rules():
+    assert str(StopRule(1024, 60.0)) == "at least 1,024 runs and 60 s"
+    assert STOP_RULES["quick"] == StopRule(64, 6.0)
+    assert STOP_RULES["mlperf"] == StopRule(1024, 60.0)
+
+
+def test_the_stop_rule_is_kept_for_each_file(conversions, monkeypatch):
+    """Also for the fast one of two; shorter than the real rules."""
+    monkeypatch.setitem(STOP_RULES, "quick", StopRule(64, 0.3))
+    slow, fast = benchmark([conversions["dynamic"].path, conversions["float32"].path])
+    for result in (slow, fast):
+        assert len(result.samples_ms) == result.runs >= 64
+        assert sum(result.samples_ms) >= 300
+        assert result.peak_memory_mb > 0
+        assert result.date.endswith("+00:00")
+        assert set(result.versions) == {"kapps", "ai-edge-litert"}
+
+
+# A board. What ssh itself may go through is in test_tflite_ssh.py.
+
+TOOL = """#!/bin/sh
+echo "$*" >> ~/log
+echo 'count=8 first=9 curr=9 min=9 max=9 avg=9 std=1'
+echo 'count=13 first=9 curr=9 min=9 max=9 avg=1500 std=100 p5=1 median=1400 p95=2000'
+"""
+
+
+@pytest.fixture
+def board(tmp_path, monkeypatch):
+    sshd.require()
+    board = sshd.Board(tmp_path)
+    monkeypatch.setattr(ssh, "Ssh", functools.partial(ssh.Ssh, config=board.config))
+    yield board
+    board.kill()
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+def test_a_board_with_the_tool(pushed, board, result, tmp_path):
+    tool = tmp_path / "tool" if pushed else board.bin / "benchmark_model"
+    tool.write_text(TOOL)
+    tool.chmod(0o755)
+    paths = [result.file, result.file]
+    results = benchmark(paths, device="ssh:board", binary=tool if pushed else None, launches=5)
+    for measured in results:
+        assert (measured.p50_ms, measured.p95_ms, measured.mean_ms) == (1.4, 2.0, 1.5)
+        assert (measured.runs, measured.launches) == (65, 5)
+        assert measured.notes["transport"] == "ssh:board"
+        assert " before, " in measured.notes["governors"]
+        assert measured.sha256 == result.sha256
+        assert f", {os.cpu_count()} cores, Linux " in measured.device
+    assert len((board.home / "log").read_text().splitlines()) == 10
+    assert "--num_runs=13 --min_secs=1.2 " in (board.home / "log").read_text()
+    assert [path.name for path in board.home.iterdir()] == ["log"]
+
+
+def test_a_board_with_an_interpreter(board, conversions, monkeypatch):
+    monkeypatch.setitem(STOP_RULES, "quick", StopRule(8, 0.1))
+    board.script("python3", f'exec {shlex.quote(sys.executable)} "$@"\n')
+    paths = [conversions[name].path for name in ("float32", "int8")]
+    with pytest.raises(InputError, match="ssh:board has no benchmark_model, and without it no gpu"):
+        benchmark(paths, device="ssh:board", accelerator="gpu")
+    results = benchmark(paths, device="ssh:board", threads=2)
+    for path, measured in zip(paths, results, strict=True):
+        assert measured.file == path
+        assert len(measured.samples_ms) == measured.runs >= 8
+        assert sorted(measured.samples_ms)[0] <= measured.p50_ms <= measured.p99_ms
+        assert measured.threads == 2
+        assert "litert" in measured.versions["runtime"]
+        assert measured.notes["transport"] == "ssh:board"
+
+
+# The text of benchmark_model: not one line of garbage may raise anything but give None.
+
+
+@pytest.mark.parametrize(
+    ("text", "launch"),
+    [
+        ("count=1 curr=3000\ncount=3 curr=1200(all same)", Launch(3, 1.2, 0, 1.2, 1.2, None, None)),
+        (
+            "count=1 curr=9\nx count=64 first=1 min=1 avg=1.5e+06 std=2 p5=1 median=1400000 p95=2",
+            Launch(64, 1500, 0.002, 1400, 0.002, None, None),
+        ),
+        ("count=9 avg=1 std=1", None),
+        ("count=x avg=1\ncount=2 avg=1.2.3 std=1", None),
+        ("", None),
+    ],
+)
+def test_the_tools_text(text, launch):
+    assert parse_text(text) == launch
+
+
+def test_no_content_of_a_result_file_does_harm():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        content = rng.integers(0, 256, rng.integers(0, 60), dtype="uint8").tobytes()
+        parse_result(content)
+        parse_result(b"\x12" + bytes([len(content)]) + content)
+    assert parse_result(b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01") is None
+    assert parse_result(b"\xff" * 20) is None
+
+
+@pytest.mark.slow
+def test_mutants_of_a_file(conversions, tmp_path):
+    """Whatever is wrong in a file: one line, and no harm to this process."""
+    whole = conversions["int8"].path.read_bytes()
+    rng = np.random.default_rng(0)
+    requests = []
+    for number in range(60):
+        mutant = bytearray(whole)
+        for at in rng.integers(0, len(whole), rng.integers(1, 20)):
+            mutant[at] = rng.integers(0, 256)
+        path = tmp_path / f"{number}.tflite"
+        path.write_bytes(mutant)
+        requests.append({"paths": [str(path)], "threads": 1, "warmup": 0} | _SHORT)
+    outcomes = _child.run_each("_measure", requests, time_limit=10.0)
+    bad = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
+    assert bad
+    assert len(bad) < len(outcomes)
+    for error in bad:
+        assert ".tflite" in str(error)
+        assert "\n" not in str(error)
+
+
+_SHORT = {"min_runs": 1, "min_seconds": 0}
+
+
+# The binary.
+
+
+def _run(*arguments, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", "kapps.tflite.benchmark_main", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        **settings,
+    )
+
+
+@pytest.mark.slow
+def test_the_binary(conversions, tmp_path):
+    output = tmp_path / "results.json"
+    paths = [str(conversions[name].path) for name in ("float32", "int8")]
+    done = _run("--threads=2", f"--output={output}", *paths)
+    assert done.returncode == 0, done.stderr
+    assert "host: " in done.stdout
+    assert "net-float32.tflite" in done.stdout
+    assert "100%" in done.stderr
+    results = read_results(output)
+    assert [result.file.name for result in results] == [Path(path).name for path in paths]
+    for result in results:
+        assert result.threads == 2
+        assert result.runs >= 64
+        assert sum(result.samples_ms) >= 6000
+
+
+def test_the_binarys_errors(tmp_path):
+    output = tmp_path / "old.json"
+    output.write_text("old")
+    done = _run(f"--output={output}", str(tmp_path / "none.tflite"))
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == f"kapps-benchmark: error: no such file: {tmp_path / 'none.tflite'}"
+    assert output.read_text() == "old"
+    assert os.listdir(tmp_path) == ["old.json"]

@@ -1,0 +1,379 @@
+"""Latency on the host, an Android phone or a Linux board, and the files that keep it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kapps._errors import InputError
+from kapps._files import atomic_write
+from kapps.tflite import latency
+from kapps.tflite._child import one_line
+from kapps.tflite.devices import benchmark_tool
+from kapps.tflite.devices.benchmark_tool import ACCELERATORS, LAUNCHES
+from kapps.tflite.latency import STOP_RULES, Latency, StopRule
+
+FORMAT = "kapps_benchmark"  # the key that holds the version
+_VERSION = 1
+_MAX_BYTES = 256 << 20  # an hour's raw samples of the fastest net take less
+
+
+def benchmark(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    device: str = "host",
+    threads: int = 1,
+    accelerator: str = "cpu",
+    stop_rule: str = "quick",
+    launches: int = LAUNCHES,
+    binary: str | os.PathLike[str] | None = None,
+    time_limit: float = 3600.0,
+    progress: Callable[[float], object] = lambda share: None,
+) -> list[Latency]:
+    """Measures .tflite files on a device, one image at a time, in turns.
+
+    Args:
+        paths: the files; they share the device's drift, so compare what was measured together.
+        device: "host"; "adb", the one phone that is connected, or "adb:SERIAL"; "ssh:HOST".
+        threads: of the interpreter.
+        accelerator: "cpu"; or "gpu" or "nnapi", on devices that have it and run `benchmark_model`.
+        stop_rule: "quick" or "mlperf", see STOP_RULES: what each file has to reach.
+        launches: of `benchmark_model`, for each file; it keeps no samples, so that only several
+            launches tell the spread.
+        binary: `benchmark_model`, for a phone, or for a board that has neither this tool on its
+            PATH nor ai-edge-litert.
+        time_limit: seconds for all of it.
+        progress: called now and then with the share that is done, 0 to 1.
+
+    Raises:
+        InputError: a file is not there or does not run, the device is not there, not ready, gone,
+            or without space, or its tool fails.
+    """
+    if stop_rule not in STOP_RULES:
+        raise InputError(f"unknown stop rule {stop_rule!r}: {', '.join(STOP_RULES)}")
+    if accelerator not in ACCELERATORS:
+        raise InputError(f"unknown accelerator {accelerator!r}: {', '.join(ACCELERATORS)}")
+    if threads < 1 or launches < 1 or time_limit <= 0:
+        raise InputError("threads and launches are at least 1, and time_limit is over 0")
+    latency.existing(paths)
+    kind, _, address = device.partition(":")
+    rule = STOP_RULES[stop_rule]
+    if device == "host":
+        if accelerator != "cpu":
+            raise InputError(f"the host is measured on its CPU only, not on {accelerator!r}")
+        if binary is not None:
+            raise InputError("the host is measured by ai-edge-litert: leave --benchmark_binary out")
+        return latency.measure(
+            paths,
+            threads=threads,
+            min_runs=rule.runs,
+            min_seconds=rule.seconds,
+            time_limit=time_limit,
+            progress=progress,
+        )
+    if device == "adb" or (kind == "adb" and address):
+        from kapps.tflite.devices import adb
+
+        return adb.measure(
+            paths,
+            serial=address or None,
+            binary=binary,
+            threads=threads,
+            accelerator=accelerator,
+            stop_rule=rule,
+            launches=launches,
+            time_limit=time_limit,
+            progress=progress,
+        )
+    if kind == "ssh" and address:
+        return _over_ssh(
+            paths,
+            address,
+            binary=binary,
+            threads=threads,
+            accelerator=accelerator,
+            stop_rule=rule,
+            launches=launches,
+            time_limit=time_limit,
+            progress=progress,
+        )
+    raise InputError(f"unknown device {device!r}: expected host, adb, adb:SERIAL or ssh:HOST")
+
+
+def _over_ssh(
+    paths: Sequence[str | os.PathLike[str]],
+    host: str,
+    *,
+    binary: str | os.PathLike[str] | None,
+    threads: int,
+    accelerator: str,
+    stop_rule: StopRule,
+    launches: int,
+    time_limit: float,
+    progress: Callable[[float], object],
+) -> list[Latency]:
+    """By `benchmark_model`, if it is given or there; by the board's Python, if not."""
+    from kapps.tflite.devices import board, ssh
+
+    with ssh.Ssh(host) as connection:
+        if binary is not None or board.has_tool(connection):
+            tool = None if binary is None else latency.existing([binary])[0]
+            with board.remote_folder(connection) as folder:
+                return benchmark_tool.measure_remote(
+                    connection,
+                    paths,
+                    root=folder,
+                    device=benchmark_tool.linux_device(connection),
+                    binary=tool,
+                    threads=threads,
+                    accelerator=accelerator,
+                    stop_rule=stop_rule,
+                    launches=launches,
+                    time_limit=time_limit,
+                    state=lambda: benchmark_tool.linux_state(connection),
+                    notes={},
+                    progress=progress,
+                )
+        if accelerator != "cpu":
+            raise InputError(
+                f"{connection.name} has no benchmark_model, and without it no {accelerator}: put "
+                "it on the board's PATH, or give it by --benchmark_binary"
+            )
+        run = board.measure_board(
+            connection,
+            paths,
+            threads=threads,
+            min_runs=stop_rule.runs,
+            min_seconds=stop_rule.seconds,
+            time_limit=time_limit,
+            progress=progress,
+        )
+        notes = {
+            "transport": connection.name,
+            "cores": ", ".join(map(str, run.cpus)) or "not pinned",
+            **benchmark_tool.changes(_state_words(run.before), _state_words(run.after)),
+        }
+    return [
+        Latency.of_samples(
+            Path(path),
+            file.samples_ms,
+            device=run.board,
+            threads=threads,
+            stop_rule=stop_rule,
+            initialization_ms=file.initialization_ms,
+            delegate_pieces=file.delegate_pieces,
+            peak_memory_mb=None
+            if file.peak_memory_bytes is None
+            else file.peak_memory_bytes / (1 << 20),
+            notes=notes,
+            versions={**latency.kapps_version(), "runtime": run.runtime},
+        )
+        for path, file in zip(paths, run.files, strict=True)
+    ]
+
+
+def _state_words(state: Any) -> dict[str, str]:
+    hottest = max(state.temperatures.values(), default=None)
+    return {
+        "hottest zone": "not told" if hottest is None else f"{hottest:.1f} °C",
+        "governors": ", ".join(state.governors) or "not told",
+        "load": f"{state.load:.2f}",
+    }
+
+
+# On the screen.
+
+_HEADER = ("file", "p50", "p90", "p95", "p99", "mean", "std", "init", "MB", "runs", "launches' p50")
+
+
+def table(results: Sequence[Latency]) -> str:
+    """The results for a terminal: a table for each device, times in ms; "-" is not told."""
+    groups: dict[tuple[str, ...], list[Latency]] = {}
+    for result in results:
+        plural = "" if result.threads == 1 else "s"
+        what = f"{result.device}; {result.accelerator}, {result.threads} thread{plural}"
+        groups.setdefault((what, result.stop_rule, *_note_lines(result)), []).append(result)
+    parts = []
+    for (what, rule, *notes), members in groups.items():
+        rows = [_HEADER, *map(_cells, members)]
+        widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADER))]
+        lines = [
+            f"{row[0]:<{widths[0]}}  "
+            + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        ]
+        parts.append("\n".join([what, f"milliseconds; {rule}", *notes, "", *lines]))
+    return "\n\n\n".join(parts)
+
+
+def _note_lines(result: Latency) -> list[str]:
+    return [f"{one_line(name)}: {one_line(words)}" for name, words in result.notes.items()]
+
+
+def _cells(result: Latency) -> tuple[str, ...]:
+    spread = "-"
+    if len(result.launch_p50_ms) > 1:
+        spread = f"{_ms(min(result.launch_p50_ms))} to {_ms(max(result.launch_p50_ms))}"
+    return (
+        one_line(result.file.name),
+        *map(_ms, (result.p50_ms, result.p90_ms, result.p95_ms, result.p99_ms)),
+        *map(_ms, (result.mean_ms, result.std_ms, result.initialization_ms)),
+        "-" if result.peak_memory_mb is None else f"{result.peak_memory_mb:.1f}",
+        f"{result.runs:,}",
+        spread,
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+# In files.
+
+
+def write_results(results: Sequence[Latency], path: str | os.PathLike[str]) -> Path:
+    """Writes results as JSON for `read_results`, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(to_json(results), encoding="utf-8")
+    return Path(path)
+
+
+def to_json(results: Sequence[Latency]) -> str:
+    """What `write_results` writes. Of a file's path its name is kept."""
+    listed = [{**dataclasses.asdict(result), "file": result.file.name} for result in results]
+    return json.dumps({FORMAT: _VERSION, "results": listed}, ensure_ascii=False) + "\n"
+
+
+def read_results(path: str | os.PathLike[str]) -> list[Latency]:
+    """The results in a file of `write_results`. It may come from elsewhere: each value is checked.
+
+    Raises:
+        InputError: no such file, or not of this form; the message names the value.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if len(text) > _MAX_BYTES:
+        raise InputError(f"{path} is no benchmark result: over {_MAX_BYTES >> 20} MiB")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no benchmark result: {one_line(error)}") from error
+    if not isinstance(content, dict) or FORMAT not in content:
+        raise InputError(f"{path} is no result of kapps-benchmark --output: no {FORMAT!r}")
+    if content[FORMAT] != _VERSION or isinstance(content[FORMAT], bool):
+        raise InputError(
+            f"{path} is of version {one_line(content[FORMAT])} of the results, and this kapps "
+            f"reads version {_VERSION}: measure again, or use the kapps that wrote it"
+        )
+    results = content.get("results")
+    if not isinstance(results, list):
+        raise InputError(f"{path}: results: expected a list")
+    return [_result(path, number, values) for number, values in enumerate(results)]
+
+
+def _result(path: str | os.PathLike[str], number: int, values: Any) -> Latency:
+    at = f"{path}: results[{number}]"
+    if not isinstance(values, dict):
+        raise InputError(f"{at}: expected an object")
+    if set(values) != set(_CHECKS):
+        wrong = sorted(set(values) ^ set(_CHECKS))[0]
+        raise InputError(f"{at}.{one_line(wrong)}: {'missing' if wrong in _CHECKS else 'unknown'}")
+    for name, (check, expected) in _CHECKS.items():
+        if not check(values[name]):
+            said = one_line(json.dumps(values[name]))[:80]
+            raise InputError(f"{at}.{name}: expected {expected}, got {said}")
+    told = [values[name] for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")]
+    told = [value for value in told if value is not None]
+    if told != sorted(told):
+        raise InputError(f"{at}: its percentiles do not rise: {told}")
+    if values["samples_ms"] and len(values["samples_ms"]) != values["runs"]:
+        raise InputError(f"{at}: {values['runs']} runs and {len(values['samples_ms'])} samples")
+    for name in ("samples_ms", "launch_p50_ms"):
+        values[name] = tuple(values[name])
+    values["file"] = Path(values["file"])
+    return Latency(**values)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 1000 and value.isprintable()
+
+
+def _is_time(value: Any) -> bool:
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and 0 <= value < 1e9
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53
+
+
+def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _is_times(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_time, value))
+
+
+def _is_texts(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= 100
+        and all(map(_is_text, [*value, *value.values()]))
+    )
+
+
+_TEXT = (_is_text, "a line of text")
+_TIME = (_is_time, "a number, 0 or more")
+_MAYBE_TIME = (_or_none(_is_time), "a number, 0 or more, or null")
+_COUNT = (_is_count, "a whole number, 1 or more")
+_TIMES = (_is_times, "a list of numbers, 0 or more")
+_TEXTS = (_is_texts, "an object of lines of text")
+_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "file": (lambda value: _is_text(value) and "/" not in value and value != "", "a file's name"),
+    "device": _TEXT,
+    "threads": _COUNT,
+    "runs": _COUNT,
+    "p50_ms": _MAYBE_TIME,
+    "p90_ms": _MAYBE_TIME,
+    "p99_ms": _MAYBE_TIME,
+    "mean_ms": _TIME,
+    "std_ms": _TIME,
+    "initialization_ms": _MAYBE_TIME,
+    "delegate_pieces": (
+        _or_none(lambda value: _is_count(value) or (value is not False and value == 0)),
+        "a whole number, 0 or more, or null",
+    ),
+    "accelerator": (lambda value: value in list(ACCELERATORS), f"one of {', '.join(ACCELERATORS)}"),
+    "stop_rule": _TEXT,
+    "launches": _COUNT,
+    "launch_p50_ms": _TIMES,
+    "samples_ms": _TIMES,
+    "p95_ms": _MAYBE_TIME,
+    "peak_memory_mb": _MAYBE_TIME,
+    "sha256": (
+        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+        "64 hexadecimal digits",
+    ),
+    "size_bytes": _COUNT,
+    "notes": _TEXTS,
+    "versions": _TEXTS,
+    "date": _TEXT,
+}

@@ -1,0 +1,1 @@
+"""What files are measured on besides this machine: phones over adb, Linux boards over ssh."""

@@ -1,0 +1,512 @@
+"""TFLite's own `benchmark_model` on a device: its flags, its result file, its text.
+
+The tool: https://ai.google.dev/edge/litert/models/measurement. It tells the median of its runs, but
+no sample, no p90 and no p99, so that it is launched several times, the files in turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import secrets
+import statistics
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import kapps
+from kapps._errors import InputError
+from kapps.tflite._child import one_line
+from kapps.tflite.devices.transport import Completed, Transport
+from kapps.tflite.latency import Latency, StopRule, existing, identity, now
+
+LAUNCHES = 5
+
+# What switches an accelerator on, and its name in the tool's text.
+ACCELERATORS = {
+    "cpu": ("", ""),
+    "gpu": ("--use_gpu=true", "GPU"),
+    "nnapi": ("--use_nnapi=true", "NNAPI"),
+}
+
+_SECONDS = 60.0  # that a short command may take
+_WARMUP = ("--warmup_runs=8", "--warmup_min_secs=0.5")
+
+# What lies in a folder that was left over is of no use to anyone: the next run takes it away. A
+# folder's time changes with each launch, so that one in use is younger.
+_END = """
+end() {
+  pid=$(cat "$1/pid" 2>/dev/null) && grep -q "$1" "/proc/$pid/cmdline" 2>/dev/null && kill -9 "$pid"
+  rm -rf "$1"
+}
+"""
+_CLEAN = _END + 'end "$0"'
+_SWEEP = (
+    _END
+    + """
+for folder in "$0"/kapps-????????????????; do
+  [ -d "$folder" ] && [ -n "$(find "$folder" -maxdepth 0 -mmin +10)" ] && end "$folder"
+done
+true
+"""
+)
+_START = 'echo $$ > "$0/pid"; exec "$@"'  # the pid stays, so that a run left behind can be ended
+_FREQUENCIES = """
+for file in /sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq; do
+  core=${file#*/cpu/cpu}
+  [ -r "$file" ] && echo "${core%%/*} $(cat "$file")"
+done
+command -v taskset
+"""
+_BOARD = """
+cat /sys/firmware/devicetree/base/model 2>/dev/null ||
+  tr -d '\\n' </sys/class/dmi/id/product_name 2>/dev/null
+echo
+nproc
+uname -sr
+"""
+_STATE = """
+for file in /sys/class/thermal/thermal_zone*/temp; do
+  [ -r "$file" ] && echo "heat $(cat "$file" 2>/dev/null)"
+done
+for file in /sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor; do
+  [ -r "$file" ] && echo "governor $(cat "$file")"
+done
+"""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch of the tool tells; None is what this build of it does not tell.
+
+    Attributes:
+        runs: how many were measured.
+        mean_ms: the mean; std_ms is the standard deviation.
+        p50_ms: the median; p95_ms likewise.
+        initialization_ms: loading the file and applying the delegate.
+        peak_memory_mb: by how many MB (2^20 bytes) the peak grew since the tool started.
+    """
+
+    runs: int
+    mean_ms: float
+    std_ms: float
+    p50_ms: float | None
+    p95_ms: float | None
+    initialization_ms: float | None
+    peak_memory_mb: float | None
+
+
+def measure_remote(
+    transport: Transport,
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    root: str,
+    device: str,
+    binary: Path | None,
+    threads: int,
+    accelerator: str,
+    stop_rule: StopRule,
+    launches: int = LAUNCHES,
+    time_limit: float,
+    state: Callable[[], Mapping[str, str]],
+    notes: Mapping[str, str],
+    progress: Callable[[float], object] = lambda share: None,
+) -> list[Latency]:
+    """Measures .tflite files on a device with `benchmark_model`, in turns.
+
+    Files go to a folder of a generated name under `root`, which is removed at the end; what an
+    earlier run left there, cut off from its device, is removed at the start.
+
+    Args:
+        transport: the way to the device.
+        paths: the files.
+        root: a folder on the device in which programs may run.
+        device: what the results call it.
+        binary: `benchmark_model` for this device; without it, the one on the device's PATH.
+        threads: of the interpreter.
+        accelerator: one of ACCELERATORS.
+        stop_rule: what all launches of a file have to reach together.
+        launches: of each file.
+        time_limit: seconds for all of it.
+        state: reads what changes with the device's heat, {what: value}: called before and after.
+        notes: what else bears on the numbers.
+        progress: called after each launch with the share that is done, 0 to 1.
+
+    Raises:
+        InputError: the device is gone or has no space, the tool does not run there, is killed,
+            fails, or says what makes no sense, or the time is over.
+    """
+    if threads < 1 or launches < 1:
+        raise InputError("threads and launches are at least 1")
+    if accelerator not in ACCELERATORS:
+        raise InputError(f"unknown accelerator {accelerator!r}: {', '.join(ACCELERATORS)}")
+    files = existing(paths)
+    if not files:
+        return []
+    deadline = time.monotonic() + time_limit
+    versions = {"kapps": kapps.__version__}
+    if binary is not None:
+        versions["benchmark_model"] = f"SHA-256 {identity(binary)[0]}"
+    pin, pinned = pinning(transport, threads)
+    with _folder(transport, root) as folder:
+        tool = "benchmark_model"
+        if binary is not None:
+            tool = f"{folder}/benchmark_model"
+            transport.push(binary, tool)
+            _checked(transport, ["chmod", "755", tool])
+        remote = [f"{folder}/{number}.tflite" for number in range(len(files))]
+        for file, path in zip(files, remote, strict=True):
+            transport.push(file, path)
+        before = state()
+        found: list[list[Launch]] = [[] for _ in files]
+        pieces: list[int | None] = [None] * len(files)
+        for done in range(launches * len(files)):
+            at = done % len(files)
+            result = f"{folder}/result"
+            command = [
+                *("sh", "-c", _START, folder, *pin, tool, f"--graph={remote[at]}"),
+                f"--num_threads={threads}",
+                f"--num_runs={math.ceil(stop_rule.runs / launches)}",
+                f"--min_secs={stop_rule.seconds / launches:g}",
+                f"--max_secs={max(60.0, time_limit):g}",
+                *_WARMUP,
+                f"--result_file_path={result}",
+                *filter(None, ACCELERATORS[accelerator][:1]),
+            ]
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise InputError(
+                    f"{files[at]}: the {time_limit:g} s for measuring on {transport.name} are over"
+                )
+            completed = transport.run(command, time_limit=left)
+            where = f"{one_line(files[at])} on {transport.name}"
+            _judge(completed, where)
+            pieces[at] = _delegate_pieces(completed, accelerator, where)
+            found[at].append(_launch(transport, result, completed, where))
+            progress((done + 1) / (launches * len(files)))
+        after = state()
+    return [
+        _latency(
+            file,
+            launched,
+            device=device,
+            threads=threads,
+            accelerator=accelerator,
+            stop_rule=str(stop_rule),
+            delegate_pieces=delegate_pieces,
+            notes={"transport": transport.name, "cores": pinned, **notes, **changes(before, after)},
+            versions=versions,
+        )
+        for file, launched, delegate_pieces in zip(files, found, pieces, strict=True)
+    ]
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """A device's state before and after, in words."""
+    return {
+        name: f"{before.get(name, 'not told')} before, {after.get(name, 'not told')} after"
+        for name in dict.fromkeys([*before, *after])
+    }
+
+
+def linux_device(transport: Transport) -> str:
+    """A board in words: its model, as its device tree or its firmware calls it, and its cores."""
+    lines = transport.run(["sh", "-c", _BOARD], time_limit=_SECONDS).stdout.split("\n")
+    model, cores, kernel = (one_line(line.replace("\0", "")) for line in [*lines, "", "", ""][:3])
+    return f"{model or transport.name}, {cores or '?'} cores, {kernel or '?'}"
+
+
+def linux_state(transport: Transport) -> dict[str, str]:
+    """What slows a Linux device down: its hottest thermal zone, and the governors of its clocks."""
+    lines = transport.run(["sh", "-c", _STATE], time_limit=_SECONDS).stdout.splitlines()
+    heat = [int(line[5:]) for line in lines if re.fullmatch(r"heat -?\d{1,7}", line)]
+    governors = sorted({one_line(line[9:]) for line in lines if line.startswith("governor ")})
+    return {
+        "hottest zone": f"{max(heat) / 1000:.1f} °C" if heat else "not told",
+        "governors": ", ".join(governors) or "not told",
+    }
+
+
+def pinning(transport: Transport, threads: int) -> tuple[list[str], str]:
+    """The command that keeps another on the big cores, and what it does in words.
+
+    The big cores are those that may run faster than the slowest kind. The command is empty if all
+    are of one kind, if the big ones are fewer than the threads, or if it cannot be known.
+    """
+    completed = transport.run(["sh", "-c", _FREQUENCIES], time_limit=_SECONDS)
+    speeds = {
+        int(core): int(speed)
+        for core, speed in re.findall(r"^(\d{1,3}) (\d{1,9})$", completed.stdout, re.MULTILINE)
+    }
+    big = sorted(core for core, speed in speeds.items() if speed > min(speeds.values()))
+    if not speeds:
+        return [], "not pinned: the device does not tell the frequencies of its cores"
+    if not big:
+        return [], f"not pinned: all {len(speeds)} are of one kind"
+    if len(big) < threads:
+        return [], f"not pinned: {len(big)} big ones for {threads} threads"
+    if "taskset" not in completed.stdout:
+        return [], "not pinned: the device has no taskset"
+    mask = f"{sum(1 << core for core in big):x}"
+    return ["taskset", mask], f"pinned to {', '.join(map(str, big))} (taskset {mask})"
+
+
+@contextlib.contextmanager
+def _folder(transport: Transport, root: str) -> Iterator[str]:
+    """A new folder on the device; it is removed at the end, and what runs from it is ended."""
+    transport.run(["sh", "-c", _SWEEP, root], time_limit=_SECONDS)
+    folder = f"{root}/kapps-{secrets.token_hex(8)}"
+    try:
+        _checked(transport, ["mkdir", folder])
+        yield folder
+    finally:
+        with contextlib.suppress(InputError):  # the device is gone: the next run will do it
+            transport.run(["sh", "-c", _CLEAN, folder], time_limit=_SECONDS)
+
+
+def _checked(transport: Transport, arguments: Sequence[str]) -> None:
+    completed = transport.run(arguments, time_limit=_SECONDS)
+    if completed.code:
+        said = one_line(completed.stderr or completed.stdout)
+        raise InputError(f"{transport.name}: {arguments[0]} fails there: {said}")
+
+
+# What the tool says.
+
+
+def _judge(completed: Completed, where: str) -> None:
+    if completed.code == 0:
+        return
+    said = one_line(_last_lines(completed.stderr) or _last_lines(completed.stdout))
+    if completed.code in (126, 127):
+        raise InputError(
+            f"{where}: benchmark_model does not run there ({said}): is it built for this device?"
+        )
+    if completed.code > 128:
+        raise InputError(
+            f"{where}: benchmark_model was killed by signal {completed.code - 128}: out of memory, "
+            "or a file that it cannot take"
+        )
+    raise InputError(f"{where}: benchmark_model failed with exit code {completed.code}: {said}")
+
+
+def _last_lines(text: str) -> str:
+    return " ".join(text.strip().splitlines()[-3:])
+
+
+def _delegate_pieces(completed: Completed, accelerator: str, where: str) -> int | None:
+    """Into how many pieces the accelerator took the graph; not told of the CPU's.
+
+    A build without the accelerator only warns, and measures the CPU in its place.
+    """
+    flag, name = ACCELERATORS[accelerator]
+    if not flag:
+        return None
+    text = completed.stdout + completed.stderr
+    applied = re.search(
+        rf"Explicitly applied {name} delegate, .{{0,80}}(completely executed|w/ (\d{{1,6}}) )", text
+    )
+    if applied is None:
+        raise InputError(
+            f"{where}: nothing of it ran on the accelerator {accelerator}: this device, this "
+            "build of benchmark_model or this file does not go with it; --accelerator=cpu does"
+        )
+    return int(applied.group(2) or 1)
+
+
+def _launch(transport: Transport, result: str, completed: Completed, where: str) -> Launch:
+    """From the result file, or from the text of builds that write none."""
+    test = transport.run(["test", "-s", result], time_limit=_SECONDS)
+    if test.code == 0:
+        content = transport.pull(result)
+        _checked(transport, ["rm", "-f", result])
+        launch = parse_result(content)
+    else:
+        launch = parse_text(completed.stdout + "\n" + completed.stderr)
+    if launch is None or not _sensible(launch):
+        said = one_line(_last_lines(completed.stdout) or _last_lines(completed.stderr))
+        raise InputError(
+            f"{where}: benchmark_model tells no time that makes sense; its end: {said[:200]!r}"
+        )
+    return launch
+
+
+def _sensible(launch: Launch) -> bool:
+    times = (launch.mean_ms, launch.p50_ms, launch.p95_ms)
+    others = (launch.std_ms, launch.initialization_ms)
+    return (
+        launch.runs > 0
+        and all(value is None or 0 < value < 1e8 for value in times)
+        and all(value is None or 0 <= value < 1e8 for value in others)
+        and not (launch.p50_ms and launch.p95_ms and launch.p50_ms > launch.p95_ms)
+    )
+
+
+def parse_result(content: bytes) -> Launch | None:
+    """The file that `--result_file_path` makes: a `tflite.tools.benchmark.BenchmarkResult`.
+
+    The message is defined in tflite/tools/benchmark/proto/benchmark_result.proto of
+    https://github.com/google-ai-edge/LiteRT. None if it is no such message, or lacks a figure.
+    """
+    try:
+        message = _fields(content)
+        latency, memory, misc = (
+            _fields(part) if isinstance(part := message.get(number, b""), bytes) else {}
+            for number in (2, 3, 4)
+        )
+    except (ValueError, IndexError, struct.error):
+        return None
+    mean, std, median, runs = (
+        _number(fields.get(number))
+        for fields, number in ((latency, 1), (latency, 4), (latency, 5), (misc, 2))
+    )
+    if mean is None or std is None or runs is None:
+        return None
+    footprint = _number(memory.get(2))
+    return Launch(
+        runs=int(runs),
+        mean_ms=mean,
+        std_ms=std,
+        p50_ms=median,
+        p95_ms=_number(latency.get(7)),
+        initialization_ms=_number(latency.get(8)),
+        peak_memory_mb=None if footprint is None else footprint / 1024,
+    )
+
+
+def _fields(message: bytes) -> dict[int, bytes | float | int]:
+    """A protobuf message as {field number: value}: varints, floats, and bytes for what is longer.
+
+    https://protobuf.dev/programming-guides/encoding
+
+    Raises:
+        ValueError, IndexError, struct.error: it is none.
+    """
+    fields: dict[int, bytes | float | int] = {}
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise ValueError("an endless varint")
+
+    while at < len(message):
+        key = varint()
+        match key & 7:
+            case 0:
+                value = varint()
+                fields[key >> 3] = value - (1 << 64) if value >> 63 else value
+            case 1:
+                fields[key >> 3] = struct.unpack_from("<d", message, at)[0]
+                at += 8
+            case 2:
+                size = varint()
+                if at + size > len(message):
+                    raise ValueError("a field beyond the end")
+                fields[key >> 3] = message[at : at + size]
+                at += size
+            case 5:
+                fields[key >> 3] = struct.unpack_from("<f", message, at)[0]
+                at += 4
+            case kind:
+                raise ValueError(f"an unknown wire type, {kind}")
+    return fields
+
+
+def _number(value: bytes | float | int | None) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def parse_text(text: str) -> Launch | None:
+    """What the tool prints: the last line of `count=... avg=... std=...`, in microseconds.
+
+    The line before it, of the same form, is of the warm-up. Old builds tell no percentiles. None
+    if there is no such line for the warm-up and one for the runs.
+    """
+    lines = re.findall(r"\bcount=\d{1,12} [^\n]*", text)
+    if len(lines) < 2:
+        return None
+    figures = {name: _decimal(value) for name, value in re.findall(r"(\w+)=([\w.+-]+)", lines[-1])}
+    runs, mean, std = figures.get("count"), figures.get("avg"), figures.get("std")
+    median, p95 = figures.get("median"), figures.get("p95")
+    if mean is None and (all_same := figures.get("curr")) is not None:
+        # "count=3 curr=1200 (all same)"
+        mean, std, median, p95 = all_same, 0.0, all_same, all_same
+    if runs is None or mean is None or std is None:
+        return None
+    number = r"([\d.]{1,20}(?:e[+-]?\d{1,3})?)"
+    init = re.search(rf"\bInit: {number}, First inference", text)
+    memory = re.search(rf"Memory footprint delta .{{0,60}}overall={number}", text)
+    init_us = _decimal(init.group(1)) if init else None
+    return Launch(
+        runs=int(runs),
+        mean_ms=mean / 1e3,
+        std_ms=std / 1e3,
+        p50_ms=None if median is None else median / 1e3,
+        p95_ms=None if p95 is None else p95 / 1e3,
+        initialization_ms=None if init_us is None else init_us / 1e3,
+        peak_memory_mb=_decimal(memory.group(1)) if memory else None,
+    )
+
+
+def _decimal(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _latency(
+    file: Path,
+    launches: Sequence[Launch],
+    *,
+    device: str,
+    threads: int,
+    accelerator: str,
+    stop_rule: str,
+    delegate_pieces: int | None,
+    notes: Mapping[str, str],
+    versions: Mapping[str, str],
+) -> Latency:
+    medians = [launch.p50_ms for launch in launches if launch.p50_ms is not None]
+    sha256, size_bytes = identity(file)
+    return Latency(
+        file=file,
+        device=device,
+        threads=threads,
+        runs=sum(launch.runs for launch in launches),
+        p50_ms=_median(medians),
+        p90_ms=None,
+        p95_ms=_median(launch.p95_ms for launch in launches),
+        p99_ms=None,
+        mean_ms=statistics.median(launch.mean_ms for launch in launches),
+        std_ms=statistics.median(launch.std_ms for launch in launches),
+        initialization_ms=_median(launch.initialization_ms for launch in launches),
+        delegate_pieces=delegate_pieces,
+        accelerator=accelerator,
+        stop_rule=stop_rule,
+        launches=len(launches),
+        launch_p50_ms=tuple(medians),
+        peak_memory_mb=_median(launch.peak_memory_mb for launch in launches),
+        sha256=sha256,
+        size_bytes=size_bytes,
+        notes=dict(notes),
+        versions=dict(versions),
+        date=now(),
+    )
+
+
+def _median(values: Iterator[float | None] | Sequence[float]) -> float | None:
+    told = [value for value in values if value is not None]
+    return statistics.median(told) if told else None
