@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ import numpy as np
 
 from kapps._errors import InputError
 from kapps._files import atomic_write
+from kapps.tflite import _page
+from kapps.tflite._page import markdown_table
 from kapps.tflite.latency import Latency
 
 
@@ -47,13 +47,24 @@ class Row:
 
     @classmethod
     def of(cls, model: str, variant: str, top1: float, latency: Latency) -> Row:
-        """The row of a measured file."""
+        """The row of a measured file.
+
+        Raises:
+            InputError: it was measured by a tool that tells no percentiles.
+        """
+        figures = {"p50": latency.p50_ms, "p90": latency.p90_ms, "p99": latency.p99_ms}
+        told = {name: value for name, value in figures.items() if value is not None}
+        if len(told) < len(figures) or latency.delegate_pieces is None:
+            raise InputError(
+                f"{latency.file.name}: {latency.device} does not tell all that a row has; "
+                "use kapps-report for it"
+            )
         return cls(
             model=model,
             variant=variant,
             top1=top1,
             size_bytes=latency.file.stat().st_size,
-            latency_ms={"p50": latency.p50_ms, "p90": latency.p90_ms, "p99": latency.p99_ms},
+            latency_ms=told,
             threads=latency.threads,
             device=latency.device,
             delegate_pieces=latency.delegate_pieces,
@@ -111,7 +122,7 @@ def write_report(
     contents = {
         "report.json": json.dumps([asdict(row) for row in rows], indent=2) + "\n",
         "report.md": _markdown(rows, title, facts),
-        "report.html": _page(rows, title, facts, confusion),
+        "report.html": _html(rows, title, facts, confusion),
     }
     paths = []
     for name, content in contents.items():
@@ -165,54 +176,23 @@ def _markdown(rows: Sequence[Row], title: str, facts: Mapping[str, str]) -> str:
     lines = [f"# {title}", ""]
     if facts:
         lines += [*(f"- {name}: {value}" for name, value in facts.items()), ""]
-    rule = ["---" if i in _TEXT_COLUMNS else "---:" for i in range(len(_HEADER))]
     for device, device_rows in _by_device(rows).items():
         lines += [f"{_caption(device)}.", ""]
-        table = [_HEADER, rule, *map(_cells, device_rows)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in c) + " |" for c in table]
-        lines.append("")
+        table = [_HEADER, *map(_cells, device_rows)]
+        lines += [*markdown_table(table, _TEXT_COLUMNS), ""]
     return "\n".join(lines)
 
 
-_STYLE = """
-:root { color-scheme: light dark; --text: #1b1b1f; --faint: #6b6b76; --line: #d5d5dc;
-  --ground: #ffffff; --hit: 46, 125, 50; --miss: 198, 40, 40; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e6ea; --faint: #a0a0ab;
-  --line: #43434c; --ground: #17171b; --hit: 102, 187, 106; --miss: 239, 83, 80; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--ground);
-  max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-figure { margin: 1rem 0; overflow-x: auto; } a { color: inherit; }
-svg { width: 100%; height: auto; min-width: 40rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--faint); padding-bottom: .5rem; }
-th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line); text-align: right; }
-th.text, td.text { text-align: left; white-space: nowrap; } thead th { vertical-align: bottom; }
-table.confusion td { text-align: center; min-width: 2rem; }
-dt { float: left; clear: left; width: 11rem; color: var(--faint); }
-dd { margin-left: 12rem; } dl { overflow: hidden; }
-"""
-
-
-def _page(
+def _html(
     rows: Sequence[Row], title: str, facts: Mapping[str, str], confusion: Confusion | None
 ) -> str:
-    e = html.escape
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{e(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{e(title)}</h1>",
-    ]
-    if facts:
-        parts += ["<dl>", *(f"<dt>{e(k)}</dt><dd>{e(v)}</dd>" for k, v in facts.items()), "</dl>"]
+    parts: list[str] = []
     for number, (device, device_rows) in enumerate(_by_device(rows).items()):
         parts += [
             "<h2>Accuracy and latency</h2>",
             f"<figure>{_picture(device_rows, device, number)}</figure>",
             "<h2>Figures</h2>",
-            f"<figure><table><caption>{e(_caption(device))}.</caption><thead><tr>",
+            f"<figure><table><caption>{html.escape(_caption(device))}.</caption><thead><tr>",
             *(_cell("th", i, name) for i, name in enumerate(_HEADER)),
             "</tr></thead><tbody>",
         ]
@@ -222,8 +202,7 @@ def _page(
         parts.append("</tbody></table></figure>")
     if confusion is not None:
         parts += ["<h2>Confusion</h2>", _confusion(confusion)]
-    parts.append("</body></html>\n")
-    return "\n".join(parts)
+    return _page.page(title, facts, parts)
 
 
 def _cell(tag: str, column: int, content: str) -> str:
@@ -276,44 +255,21 @@ def _confusion(confusion: Confusion) -> str:
     )
 
 
-# Okabe and Ito's colors for the color-blind, those that stand out on white and on black.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-# Stand-ins that are replaced by the page's own colors, which follow light and dark.
-_TEXT, _FAINT, _LINE = "#010203", "#040506", "#070809"
-
-
 def _picture(rows: Sequence[Row], device: str, number: int) -> str:
     """Accuracy over latency as SVG: color by model, marker by variant, and the Pareto front."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     front = pareto(rows)
     models = list(dict.fromkeys(row.model for row in rows))
     variants = list(dict.fromkeys(row.variant for row in rows))
-    colors = {model: _COLORS[i % len(_COLORS)] for i, model in enumerate(models)}
-    markers = {variant: _MARKERS[i % len(_MARKERS)] for i, variant in enumerate(variants)}
+    colors = {model: _page.COLORS[i % len(_page.COLORS)] for i, model in enumerate(models)}
+    markers = {variant: _page.MARKERS[i % len(_page.MARKERS)] for i, variant in enumerate(variants)}
 
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": f"kapps{number}",  # ids: the same each time, different on one page
-        "font.family": "sans-serif",
-        "font.size": 11,
-        "text.color": _TEXT,
-        "axes.labelcolor": _TEXT,
-        "axes.edgecolor": _LINE,
-        "xtick.color": _TEXT,
-        "ytick.color": _TEXT,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(9, 4.8), layout="constrained")
-        axes = figure.add_subplot()
+    def draw(axes: Any) -> None:
+        from matplotlib.lines import Line2D
+
         axes.plot(
             [row.latency_ms["p50"] for row in front],
             [100 * row.top1 for row in front],
-            color=_FAINT,
+            color=_page.FAINT,
             linewidth=1.5,
             linestyle="--",
             zorder=1,
@@ -331,52 +287,25 @@ def _picture(rows: Sequence[Row], device: str, number: int) -> str:
                 markeredgewidth=1.8,
                 zorder=3,
             )
-        accuracies = [100 * row.top1 for row in rows]
-        margin = max(0.1 * (max(accuracies) - min(accuracies)), 0.25)
-        axes.set_ylim(min(accuracies) - margin, max(accuracies) + margin)
-        axes.set_xscale("log")
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(plain)
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(plain)
-        axes.grid(color=_LINE, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        _page.accuracy_over_latency(axes, [100 * row.top1 for row in rows])
         axes.set_xlabel(f"median latency of one image, ms (log scale) — {device}")
-        axes.set_ylabel("top-1, %")
         entries = [
             *(
                 Line2D([], [], color=colors[m], marker="o", linestyle="none", label=m)
                 for m in models
             ),
             *(
-                Line2D([], [], color=_TEXT, marker=markers[v], linestyle="none", label=v)
+                Line2D([], [], color=_page.TEXT, marker=markers[v], linestyle="none", label=v)
                 for v in variants
             ),
-            Line2D([], [], color=_FAINT, linestyle="--", label="Pareto front (filled)"),
+            Line2D([], [], color=_page.FAINT, linestyle="--", label="Pareto front (filled)"),
         ]
         axes.legend(handles=entries, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-        output = io.StringIO()
-        figure.savefig(output, format="svg", transparent=True, metadata={"Date": None})
-    svg = output.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for stand_in, variable in ((_TEXT, "text"), (_FAINT, "faint"), (_LINE, "line")):
-        svg = svg.replace(stand_in, f"var(--{variable})")
-    # Its own metadata names only the program; the title is what a screen reader says.
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'<g id="[^"]*"', "<g", svg
-    )  # the same in every picture, and nothing refers to them
+
     label = f"Top-1 accuracy over median latency of {len(rows)} files on {device}"
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1).replace(
-        ">", f"><title>{html.escape(label)}</title>", 1
-    )
+    return _page.picture(draw, label, number=number)
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
     """The rows that none beats in both accuracy and median latency, from fast to slow."""
-    front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.latency_ms["p50"], -row.top1)):
-        if not front or row.top1 > front[-1].top1:
-            front.append(row)
-    return front
+    return _page.front(rows, lambda row: (row.latency_ms["p50"], row.top1))

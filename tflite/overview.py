@@ -1,0 +1,447 @@
+"""One page for a set of models and devices: accuracy, size and latency, float beside int8.
+
+The form is that of the EfficientNet-Lite table: a row a model, a column a device.
+https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/README.md
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kapps._errors import InputError
+from kapps._files import atomic_write
+from kapps.tflite import _page, accuracy
+from kapps.tflite.benchmarking import FORMAT as BENCHMARK_FORMAT
+from kapps.tflite.benchmarking import read_results
+
+_MISSING = "\N{EN DASH}"
+_FLOAT, _PTQ, _QAT = "float32", "int8", "int8-qat"
+_MAX_BYTES = 1 << 28  # of a file of results: raw samples of a hundred files take a tenth
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one image took on a device, in milliseconds; None is what its tool does not tell.
+
+    Attributes:
+        p50_ms: the median; p90_ms and p99_ms likewise.
+        runs: how many runs were measured.
+        delegate_pieces: into how many pieces the delegate took the graph.
+    """
+
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    runs: int
+    delegate_pieces: int | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one .tflite file.
+
+    Attributes:
+        model: the network: a row of the table.
+        variant: the quantization; "" if nothing says it.
+        file: the file's name.
+        sha256: of its content.
+        size_bytes: of the file.
+        top1: accuracy, 0 to 1; None if it was not evaluated.
+        timings: by device, with the accelerator and the number of threads.
+    """
+
+    model: str
+    variant: str
+    file: str
+    sha256: str
+    size_bytes: int
+    top1: float | None
+    timings: Mapping[str, Timing]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The files of a report, and on what their accuracy was measured ("" if it was not)."""
+
+    entries: tuple[Entry, ...]
+    data: str
+
+    @property
+    def devices(self) -> list[str]:
+        """All devices, in the order in which they came."""
+        return list(dict.fromkeys(name for entry in self.entries for name in entry.timings))
+
+
+def read_overview(paths: Sequence[str | os.PathLike[str]]) -> Overview:
+    """Joins what `kapps-evaluate --tflite` and `kapps-benchmark` wrote, by the files' SHA-256.
+
+    Raises:
+        InputError: no files, one that is neither, or two that contradict each other; the message
+            names both.
+    """
+    found: dict[str, Entry] = {}
+    source: dict[Any, tuple[Path, Any]] = {}  # of each figure: the file of results, and the figure
+    came: dict[str, Path] = {}  # where each .tflite file was first spoken of
+
+    def once(key: Any, value: Any, path: Path, what: str) -> None:
+        """Remembers where `value` came from, and refuses another one from elsewhere."""
+        other, before = source.setdefault(key, (path, value))
+        if before != value:
+            raise InputError(f"{other} and {path} contradict each other: {what}; leave one out")
+
+    if not paths:
+        raise InputError("nothing to report: give results of kapps-evaluate and kapps-benchmark")
+    for path in map(Path, paths):
+        if _is_accuracy(path):
+            a = accuracy.read_accuracy(path)
+            data = f"{a.dataset}, {a.split} split, {a.images:,} images"
+            once("data", data, path, "accuracies on different images do not belong in one table")
+            once((a.sha256, "size"), a.size_bytes, path, f"{a.file} has one SHA-256 and two sizes")
+            once((a.sha256, "name"), (a.model, a.variant), path, f"what {a.file} is a file of")
+            once((a.sha256, "top1"), a.top1, path, f"top-1 of {a.file}")
+            came.setdefault(a.sha256, path)
+            entry = found.get(a.sha256)
+            found[a.sha256] = Entry(
+                a.model,
+                a.variant,
+                a.file,
+                a.sha256,
+                a.size_bytes,
+                a.top1,
+                entry.timings if entry else {},
+            )
+            continue
+        for result in read_results(path):
+            file, sha256 = Path(result.file).name, result.sha256
+            column = _column(result)
+            timing = Timing(
+                result.p50_ms, result.p90_ms, result.p99_ms, result.runs, result.delegate_pieces
+            )
+            once((sha256, "size"), result.size_bytes, path, f"{file} has one SHA-256 and two sizes")
+            once((sha256, column), timing, path, f"two measurements of {file} on {column}")
+            came.setdefault(sha256, path)
+            if sha256 not in found:
+                model, variant = accuracy.model_and_variant(file)
+                found[sha256] = Entry(model, variant, file, sha256, result.size_bytes, None, {})
+            entry = found[sha256]
+            found[sha256] = replace(entry, timings={**entry.timings, column: timing})
+    first: dict[tuple[str, str], Entry] = {}
+    for entry in found.values():
+        other = first.setdefault((entry.model, entry.variant or entry.file), entry)
+        if other is not entry:
+            raise InputError(
+                f"{came[other.sha256]} and {came[entry.sha256]} contradict each other: "
+                f"{other.file} and {entry.file} differ, and both are {entry.model} "
+                f"{entry.variant or 'of no known variant'}; tell them apart by "
+                "kapps-evaluate --model and --variant, or leave one out"
+            )
+    data = source["data"][1] if "data" in source else ""
+    models = list(dict.fromkeys(entry.model for entry in found.values()))
+    order = sorted(found.values(), key=lambda e: (models.index(e.model), _rank(e.variant)))
+    return Overview(tuple(order), data)
+
+
+def write_overview(overview: Overview, folder: str | os.PathLike[str], *, title: str) -> list[Path]:
+    """Writes report.json, report.md and report.html, and returns their paths.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    contents = {
+        "report.json": _json(overview, title),
+        "report.md": _markdown(overview, title),
+        "report.html": _html(overview, title),
+    }
+    paths = []
+    for name, content in contents.items():
+        paths.append(Path(folder) / name)
+        with atomic_write(paths[-1]) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return paths
+
+
+def _is_accuracy(path: Path) -> bool:
+    """Whether it is of kapps-evaluate; if not, it is of kapps-benchmark."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        values = json.loads(text[:_MAX_BYTES])
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON of at most {_MAX_BYTES >> 20} MiB: {error}") from error
+    keys = values if isinstance(values, dict) else {}
+    if accuracy.FORMAT not in keys and BENCHMARK_FORMAT not in keys:
+        raise InputError(
+            f"{path} is neither a result of kapps-evaluate --tflite=FILE --json=RESULT nor one of "
+            "kapps-benchmark --output=RESULT"
+        )
+    return accuracy.FORMAT in keys
+
+
+def _column(result: Any) -> str:
+    plural = "" if result.threads == 1 else "s"
+    return f"{result.device}, {result.accelerator}, {result.threads} thread{plural}"
+
+
+def _rank(variant: str) -> int:
+    order = ("float32", "float16", "dynamic", "int8", "int8-qat", "int16x8")
+    return order.index(variant) if variant in order else len(order)
+
+
+# The tables: cells of text, the same in Markdown and in HTML.
+
+
+def _models(overview: Overview) -> dict[str, dict[str, Entry]]:
+    models: dict[str, dict[str, Entry]] = {}
+    for entry in overview.entries:
+        models.setdefault(entry.model, {})[entry.variant] = entry
+    return models
+
+
+def _pair(first: str, second: str) -> str:
+    """The older value, an arrow and the newer one, as readers of the table know it."""
+    return _MISSING if first == second == _MISSING else f"{first} → {second}"
+
+
+def _percent(entry: Entry | None) -> str:
+    return _MISSING if entry is None or entry.top1 is None else f"{100 * entry.top1:.2f}"
+
+
+def _kib(entry: Entry | None) -> str:
+    return _MISSING if entry is None else f"{entry.size_bytes / 1024:,.0f}"
+
+
+def _ms(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:#.3g}" if value < 99.95 else f"{value:,.0f}"
+
+
+def _p50(entry: Entry | None, device: str) -> str:
+    timing = None if entry is None else entry.timings.get(device)
+    return _ms(None if timing is None else timing.p50_ms)
+
+
+def _model_table(overview: Overview) -> list[list[str]]:
+    letters = _letters(overview)
+    header = ["model", "top-1 float32, %", "top-1 PTQ, %", "top-1 QAT, %", "size, KiB"]
+    rows = [[*header, *(f"p50 on {letters[device]}, ms" for device in overview.devices)]]
+    for model, variants in _models(overview).items():
+        exact, ptq, qat = (variants.get(name) for name in (_FLOAT, _PTQ, _QAT))
+        if exact is ptq is qat is None:
+            continue  # of other variants only: in the table of files
+        small = qat if ptq is None else ptq
+        rows.append(
+            [
+                model,
+                *map(_percent, (exact, ptq, qat)),
+                _pair(_kib(exact), _kib(small)),
+                *(_pair(_p50(exact, name), _p50(small, name)) for name in overview.devices),
+            ]
+        )
+    return rows
+
+
+def _file_table(overview: Overview) -> list[list[str]]:
+    letters = _letters(overview)
+    header = ["file", "model", "variant", "top-1, %", "size, KiB", "device"]
+    rows = [[*header, "p50, ms", "p90, ms", "p99, ms", "runs", "delegate pieces"]]
+    for entry in overview.entries:
+        known = [entry.file, entry.model, entry.variant or _MISSING, _percent(entry), _kib(entry)]
+        for device, timing in entry.timings.items():
+            figures = (timing.p50_ms, timing.p90_ms, timing.p99_ms)
+            pieces = timing.delegate_pieces
+            rows.append(
+                [
+                    *known,
+                    letters[device],
+                    *map(_ms, figures),
+                    f"{timing.runs:,}",
+                    _MISSING if pieces is None else str(pieces),
+                ]
+            )
+        if not entry.timings:
+            rows.append([*known, *[_MISSING] * 6])
+    return rows
+
+
+def _letters(overview: Overview) -> dict[str, str]:
+    """A short name for each device, whose own is too long for a column."""
+    devices = overview.devices
+    return {name: chr(65 + i) if i < 26 else f"D{i}" for i, name in enumerate(devices)}
+
+
+def _facts(overview: Overview) -> dict[str, str]:
+    facts = {"Top-1, %": f"of the files, on {overview.data}"} if overview.data else {}
+    facts |= {f"Device {letter}": name for name, letter in _letters(overview).items()}
+    facts["Arrows"] = (
+        "float32 → int8: the post-training quantized (PTQ) file, or where there is none that of "
+        "quantization-aware training (QAT)"
+    )
+    facts[_MISSING] = "not measured, or not told by the device's tool"
+    return facts
+
+
+def _json(overview: Overview, title: str) -> str:
+    values = {
+        "kapps_report": 1,
+        "title": title,
+        "data": overview.data,
+        "devices": overview.devices,
+        "files": [asdict(entry) for entry in overview.entries],
+    }
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def _markdown(overview: Overview, title: str) -> str:
+    lines = [f"# {title}", ""]
+    lines += [*(f"- {name}: {value}" for name, value in _facts(overview).items()), ""]
+    models, files = _model_table(overview), _file_table(overview)
+    if models[1:]:
+        lines += ["## Models", "", *_page.markdown_table(models, (0,)), ""]
+    lines += ["## Files", "", *_page.markdown_table(files, (0, 1, 2, 5)), ""]
+    return "\n".join(lines)
+
+
+def _html(overview: Overview, title: str) -> str:
+    parts = []
+    models, files = _model_table(overview), _file_table(overview)
+    if models[1:]:
+        parts += ["<h2>Models</h2>", f"<figure>{_page.html_table(models, (0,))}</figure>"]
+    if _shown(overview):
+        parts += ["<h2>Accuracy and latency</h2>", f"<figure>{_picture(overview)}</figure>"]
+    parts += ["<h2>Files</h2>", f"<figure>{_page.html_table(files, (0, 1, 2, 5))}</figure>"]
+    return _page.page(title, _facts(overview), parts)
+
+
+def _is_timed(entry: Entry, device: str) -> bool:
+    return device in entry.timings and entry.timings[device].p50_ms is not None
+
+
+def _shown(overview: Overview) -> list[Entry]:
+    """The files that have a place in the picture."""
+    return [
+        entry
+        for entry in overview.entries
+        if entry.top1 is not None and any(_is_timed(entry, name) for name in entry.timings)
+    ]
+
+
+def _picture(overview: Overview) -> str:
+    """Color by device, marker by variant; each device's Pareto front is a line with names."""
+    letters = _letters(overview)
+    shown = _shown(overview)
+    variants = list(dict.fromkeys(entry.variant for entry in shown))
+    markers = {name: _page.MARKERS[i % len(_page.MARKERS)] for i, name in enumerate(variants)}
+    devices = [name for name in overview.devices if any(_is_timed(e, name) for e in shown)]
+    colors = {name: _page.COLORS[i % len(_page.COLORS)] for i, name in enumerate(devices)}
+
+    def point(device: str, entry: Entry) -> tuple[float, float]:
+        milliseconds = entry.timings[device].p50_ms
+        assert entry.top1 is not None
+        assert milliseconds is not None
+        return milliseconds, 100 * entry.top1
+
+    def draw(axes: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        named: list[tuple[str, Entry]] = []
+        for device, color in colors.items():
+            measured = [entry for entry in shown if _is_timed(entry, device)]
+            front = _page.front(measured, functools.partial(point, device))
+            axes.plot(
+                *zip(*(point(device, entry) for entry in front), strict=True),
+                color=color,
+                linewidth=1.5,
+                zorder=1,
+            )
+            # Once for each model: its files lie close together.
+            firsts = {entry.model: entry for entry in reversed(front)}
+            named += [(device, entry) for entry in firsts.values()]
+            for entry in measured:
+                axes.plot(
+                    *point(device, entry),
+                    linestyle="none",
+                    marker=markers[entry.variant],
+                    markersize=8,
+                    markerfacecolor=color if entry in front else "none",
+                    markeredgecolor=color,
+                    markeredgewidth=1.6,
+                    zorder=3,
+                )
+        _page.accuracy_over_latency(axes, [100 * e.top1 for e in shown if e.top1 is not None])
+        axes.margins(x=0.15)
+        axes.set_xlabel("median latency of one image, ms (log scale)")
+        entries = [
+            *(
+                Line2D([], [], color=color, marker="o", label=f"device {letters[device]}")
+                for device, color in colors.items()
+            ),
+            *(
+                Line2D(
+                    [],
+                    [],
+                    color=_page.TEXT,
+                    marker=markers[v],
+                    linestyle="none",
+                    markerfacecolor="none",
+                    label=v or "unknown variant",
+                )
+                for v in variants
+            ),
+            Line2D([], [], color=_page.FAINT, label="Pareto front (filled)"),
+        ]
+        axes.legend(handles=entries, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        points = [
+            point(name, entry) for entry in shown for name in devices if _is_timed(entry, name)
+        ]
+        _name_points(axes, [(entry.model, point(name, entry)) for name, entry in named], points)
+
+    label = f"Top-1 accuracy over median latency of {len(shown)} files on {len(devices)} devices"
+    return _page.picture(draw, label)
+
+
+def _name_points(
+    axes: Any,
+    names: Sequence[tuple[str, tuple[float, float]]],
+    points: Sequence[tuple[float, float]],
+) -> None:
+    """Writes names beside their points, above or below, and leaves out what finds no place."""
+    axes.figure.draw_without_rendering()  # places the axes, so that points have a place in pixels
+    scale = axes.figure.dpi / 72  # pixels a point, the typographic unit
+    half = 4 * scale  # of a marker
+    taken: list[tuple[float, float, float, float]] = []  # left, low, right, high
+    for x, y in axes.transData.transform(points):
+        taken.append((x - half, y - half, x + half, y + half))
+    frame = axes.bbox
+    for name, position in names:
+        x, y = axes.transData.transform(position)
+        width, height = 5.6 * scale * len(name), 11 * scale
+        for side, above in ((-1, 1), (1, -1), (1, 1), (-1, -1)):
+            left = x + 7 * scale if side > 0 else x - 7 * scale - width
+            low = y + 2 * scale if above > 0 else y - 2 * scale - height
+            right, high = left + width, low + height
+            inside = left > frame.x0 and right < frame.x1 and low > frame.y0 and high < frame.y1
+            if not inside or any(
+                left < other[2] and other[0] < right and low < other[3] and other[1] < high
+                for other in taken
+            ):
+                continue
+            taken.append((left, low, right, high))
+            axes.annotate(
+                name,
+                position,
+                xytext=(7 * side, 2 * above),
+                textcoords="offset points",
+                fontsize=9,
+                ha="left" if side > 0 else "right",
+                va="bottom" if above > 0 else "top",
+                parse_math=False,
+                zorder=4,
+            )
+            break
