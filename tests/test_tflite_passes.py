@@ -5,11 +5,32 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from keras import layers
 from tflite_net import small_net
 
-from kapps import InputError
-from kapps.tflite.passes import PASSES, rebuild, remove_training_layers, rgb_input, static_batch
+import kapps
+from kapps import InputError, _layers, shufflenet_v2
+from kapps._custom_layers import ChannelShuffle, ImageNormalization
+from kapps.tflite.conversion import _convert
+from kapps.tflite.interpreter import Runner
+from kapps.tflite.passes import (
+    PASSES,
+    average_pool_as_conv,
+    fold_batch_norm,
+    fold_normalization,
+    fuse_activations,
+    rebuild,
+    relu6_gates,
+    relu6_hard_swish,
+    remove_auxiliary_heads,
+    remove_channel_shuffle,
+    remove_training_layers,
+    rgb_input,
+    run_passes,
+    static_batch,
+)
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -23,19 +44,467 @@ def _outputs(model, images):
     return np.concatenate([model(image[None].astype("float32")) for image in images])
 
 
-@pytest.mark.parametrize("export_pass", PASSES, ids=lambda export_pass: export_pass.__name__)
-def test_exact_and_leaves_its_input_alone(export_pass, net, digits):
-    images = digits[1][0][:8]
-    before, weights = _outputs(net, images), _weights(net)
-    inbound = [len(layer._inbound_nodes) for layer in net.layers]
-    result = export_pass(net)
-    np.testing.assert_array_equal(_outputs(result, images), before)
-    np.testing.assert_array_equal(_outputs(net, images), before)
-    assert [len(layer._inbound_nodes) for layer in net.layers] == inbound
-    assert not set(map(id, net.layers)) & set(map(id, result.layers))
-    for (name, weight), (old_name, old_weight) in zip(_weights(result), weights, strict=True):
+def _randomized(model, seed=0):
+    """The model with biases and batch norms as after training, and not 0 and 1."""
+    random = np.random.default_rng(seed)
+    for layer in model.layers:
+        weights = layer.get_weights()
+        if isinstance(layer, layers.BatchNormalization):
+            variance = random.uniform(0.5, 1.5, weights[-1].shape)
+            weights = [random.normal(0.2, 0.5, w.shape) for w in weights[:-1]] + [variance]
+        elif getattr(layer, "use_bias", False):
+            weights[-1] = random.normal(0, 0.5, weights[-1].shape)
+        layer.set_weights(weights)
+    return model
+
+
+def _images(model, count=2, seed=1):
+    return np.random.default_rng(seed).uniform(0, 255, (count, *model.input_shape[1:]))
+
+
+def _check_exact(export_pass, model, images=None):
+    """The model after the pass: it gives the same, the old one is untouched, and it is final.
+
+    What differs is the rounding of float32, which is relative to the largest values.
+    """
+    images = _images(model) if images is None else images
+    before, weights = _outputs(model, images), _weights(model)
+    inbound = [len(layer._inbound_nodes) for layer in model.layers]
+    result = export_pass(model)
+    atol = 1e-5 * max(1e-3, float(np.abs(before).max()))
+    np.testing.assert_allclose(_outputs(result, images), before, rtol=0, atol=atol)
+    np.testing.assert_array_equal(_outputs(model, images), before)
+    assert [len(layer._inbound_nodes) for layer in model.layers] == inbound
+    for (name, weight), (old_name, old_weight) in zip(_weights(model), weights, strict=True):
         assert name == old_name
         np.testing.assert_array_equal(weight, old_weight)
+    if result is not model:
+        assert not set(map(id, model.layers)) & set(map(id, result.layers))
+    again = export_pass(result)
+    assert _kinds(again) == _kinds(result)
+    np.testing.assert_array_equal(_outputs(again, images), _outputs(result, images))
+    return result
+
+
+def _kinds(model):
+    return [(layer.name, type(layer).__name__) for layer in model.layers]
+
+
+def _names(model):
+    return [layer.name for layer in model.layers]
+
+
+def _has(model, kind):
+    return any(isinstance(layer, kind) for layer in model.layers)
+
+
+@pytest.mark.parametrize("step", PASSES, ids=lambda step: step.name)
+def test_exact_and_leaves_its_input_alone(step, net, digits):
+    _check_exact(step.run, net, digits[1][0][:4])
+
+
+@pytest.mark.parametrize("quantization", ["float32", "int8"])
+def test_all_passes_together(quantization, net, digits):
+    images = digits[1][0][:4]
+    result = _check_exact(lambda m: run_passes(m, quantization=quantization), net, images)
+    assert result.input_shape == (1, 16, 16, 3)
+    assert not _has(result, layers.BatchNormalization)
+    swish = [getattr(layer, "activation", None) for layer in result.layers]
+    assert (keras.activations.hard_silu in swish) == (quantization == "float32")
+    assert keras.activations.hard_sigmoid not in swish
+
+
+NINE = (
+    "MobileNet",
+    "MobileNetV2",
+    "MobileNetV3Small",
+    "MobileNetV3Large",
+    "ShuffleNet",
+    "ShuffleNetV2_x0_5",
+    "EfficientNetB0",
+    "EfficientNetLite0",
+    "EfficientNetV2B0",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NINE)
+def test_every_pass_is_exact_on_the_nets(name):
+    keras.utils.set_random_seed(0)
+    builder = getattr(kapps, name)
+    model = builder(input_shape=(48, 48, 3), classes=10, classifier_activation=None)
+    _randomized(model)
+    images = _images(model)
+    expected = _outputs(model, images)
+    for step in PASSES:
+        model = step.run(model)
+        error = np.abs(_outputs(model, images) - expected).max() / expected.std()
+        assert error < 1e-4, step.name  # float32's rounding in up to 80 layers
+    assert not _has(model, (layers.BatchNormalization, ImageNormalization, layers.Dropout))
+    if name == "ShuffleNetV2_x0_5":
+        assert not _has(model, ChannelShuffle)
+    activations = [getattr(layer, "activation", None) for layer in model.layers]
+    assert not {keras.activations.hard_silu, keras.activations.hard_sigmoid} & set(activations)
+
+
+@pytest.mark.parametrize("quantization", ["float32", "int8"])
+def test_the_delegate_takes_the_file_in_one_piece(quantization, digits, tmp_path):
+    model = _randomized(small_net())
+    content = _convert(
+        run_passes(model, quantization=quantization),
+        quantization,
+        "uint8" if quantization == "int8" else "float32",
+        digits[0][0][:8],
+    )
+    (tmp_path / "net.tflite").write_bytes(content)
+    assert Runner(tmp_path / "net.tflite").delegate_pieces == 1
+
+
+# Image normalization.
+
+_floats = st.floats(0.0625, 0.9375, width=32)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    channels=st.integers(1, 4),
+    size=st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    kernel=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 2),
+    padding=st.sampled_from(["same", "valid", "zeros"]),
+    constants=st.lists(st.tuples(_floats, _floats), min_size=4, max_size=4),
+    uniform=st.booleans(),
+)
+def test_normalization_is_exact_at_the_borders_too(
+    channels, size, kernel, stride, padding, constants, uniform
+):
+    mean, std = zip(*[constants[0] if uniform else c for c in constants[:channels]], strict=True)
+    image = keras.Input((*size, channels))
+    x = ImageNormalization(mean, std, name="normalization")(image)
+    if padding == "zeros":
+        x = layers.ZeroPadding2D(((1, 2), (0, 1)))(x)
+    x = layers.Conv2D(
+        4, kernel, stride, padding="same" if padding == "same" else "valid", name="stem"
+    )(x)
+    model = _check_exact(fold_normalization, _randomized(keras.Model(image, x)))
+    assert _names(model).count("normalization") == 1
+    folded = model.get_layer("normalization")
+    assert folded.std == (1,) * channels
+    np.testing.assert_allclose(folded.mean, 255 * np.array(mean, "float32"), rtol=1e-6)
+
+
+def _depthwise(x):
+    return layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")(x)
+
+
+def _two_users(x):
+    return layers.Concatenate()([layers.Conv2D(2, 3)(x), layers.Conv2D(3, 3)(x)])
+
+
+@pytest.mark.parametrize(
+    ("after", "std_stays"),
+    [
+        (_depthwise, False),
+        (layers.Dense(3), False),
+        (layers.MaxPooling2D(2), True),
+        (layers.Conv2D(6, 3, groups=3), True),
+        (_two_users, True),
+        (layers.Flatten(), True),
+    ],
+)
+def test_normalization_before_something_else(after, std_stays):
+    image = keras.Input((8, 6, 3))
+    x = ImageNormalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), name="norm")(image)
+    model = _check_exact(fold_normalization, keras.Model(image, after(x)))
+    assert (model.get_layer("norm").std != (1, 1, 1)) == std_stays
+
+
+def test_normalization_of_images_of_any_width_is_left_alone():
+    image = keras.Input((None, None, 3))
+    x = layers.Conv2D(2, 3)(ImageNormalization(0.5, 0.5)(image))
+    model = keras.Model(image, x)
+    assert fold_normalization(model) is model
+
+
+def test_normalization_that_was_trained_elsewhere_is_taken_from_its_weights():
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(2, 3)(ImageNormalization(0.5, 0.5, name="norm")(image))
+    model = keras.Model(image, x)
+    model.get_layer("norm").set_weights([np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])])
+    result = _check_exact(fold_normalization, model)
+    np.testing.assert_allclose(result.get_layer("norm").mean, (25.5, 51, 76.5), rtol=1e-6)
+
+
+# Batch norm and activations.
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.Conv2D(6, 3, groups=3, use_bias=False, name="conv"),
+        lambda: layers.Conv2D(4, 3, padding="same", name="conv"),
+        lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False, name="conv"),
+        lambda: layers.Dense(5, name="conv"),
+    ],
+    ids=["grouped", "conv", "depthwise", "dense"],
+)
+def test_batch_norm_goes_into_the_layer_before(layer, scale, center):
+    image = keras.Input((7, 7, 3))
+    x = layers.BatchNormalization(center=center, scale=scale, epsilon=0.1)(layer()(image))
+    model = _check_exact(fold_batch_norm, _randomized(keras.Model(image, layers.ReLU()(x))))
+    assert [type(layer).__name__ for layer in model.layers][2:] == ["ReLU"]
+    assert "conv" in _names(model)
+
+
+def test_batch_norm_is_left_alone_where_it_does_not_fold():
+    image = keras.Input((7, 7, 3))
+    shared = layers.Conv2D(3, 3, padding="same")
+    conv = layers.Conv2D(3, 3, padding="same")(image)  # of two users
+    x = layers.Add()([layers.BatchNormalization()(conv), conv])
+    x = layers.BatchNormalization()(shared(shared(x)))  # called twice
+    x = layers.BatchNormalization()(layers.Conv2D(3, 3, activation="relu")(x))  # not linear
+    x = layers.BatchNormalization()(layers.ReLU()(x))  # after no convolution
+    x = layers.BatchNormalization(axis=1)(layers.Conv2D(3, 1)(x))  # of another axis
+    x = layers.BatchNormalization()(layers.Conv2D(3, 1)(x), training=True)  # of the batch
+    model = keras.Model(image, x)
+    assert fold_batch_norm(model) is model
+
+
+@pytest.mark.parametrize("relu", [layers.ReLU, lambda **k: layers.Activation("relu", **k)])
+def test_activations_fuse_into_what_keeps_its_name(relu):
+    image = keras.Input((7, 7, 3))
+    x = relu(name="a1")(layers.Conv2D(4, 3, name="conv")(image))
+    x = layers.Activation("relu6", name="a2")(layers.DepthwiseConv2D(3, name="dw")(x))
+    x = layers.ReLU(6.0, name="a3")(layers.Dense(4, name="dense")(x))
+    model = _check_exact(fuse_activations, _randomized(keras.Model(image, x)))
+    assert _names(model)[1:] == ["conv", "dw", "dense"]
+    assert [layer.activation.__name__ for layer in model.layers[1:]] == ["relu", "relu6", "relu6"]
+
+
+def test_activations_are_left_alone_where_they_do_not_fuse():
+    image = keras.Input((7, 7, 3))
+    conv = layers.Conv2D(4, 3)(image)  # of two users
+    x = layers.Add()([layers.ReLU()(conv), conv])
+    x = layers.ReLU(max_value=3.0)(layers.Conv2D(4, 1)(x))
+    x = layers.ReLU(negative_slope=0.1)(layers.Conv2D(4, 1)(x))
+    x = layers.Activation("tanh")(layers.Conv2D(4, 1)(x))
+    x = layers.ReLU()(layers.Conv2D(4, 1, activation="sigmoid")(x))
+    x = layers.ReLU()(layers.Concatenate()([x - 1, layers.Conv2D(4, 1)(x)]))
+    model = keras.Model(image, x)
+    assert fuse_activations(model) is model
+
+
+def test_relu_of_a_concatenation_goes_to_what_is_concatenated():
+    image = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.Conv2D(4, 3, padding="same")(image))
+    pooled = layers.AveragePooling2D(2)(x)  # not negative: needs none
+    conv = layers.Conv2D(4, 3, strides=2, padding="same", name="conv")(x)
+    x = layers.ReLU(name="last")(layers.Concatenate()([pooled, conv]))
+    model = _check_exact(fuse_activations, _randomized(keras.Model(image, x)))
+    assert not _has(model, layers.ReLU)
+    assert model.get_layer("conv").activation is keras.activations.relu
+
+
+# Gates and hard-swish.
+
+
+def _gated(after):
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, name="conv")(image)
+    x = _layers.se(x, 4, "se", gate="hard_sigmoid")
+    return _randomized(keras.Model(image, after(x)))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        layers.Conv2D(4, 1),
+        layers.DepthwiseConv2D(3, padding="same"),
+        lambda x: layers.Dense(5)(layers.Flatten()(layers.MaxPooling2D(2)(x))),
+        lambda x: layers.Conv2D(2, 1)(layers.Add()([x, layers.Conv2D(8, 1)(x + 1)])),
+        lambda x: layers.Add()([layers.Conv2D(2, 1)(x), layers.Conv2D(2, 1)(x)]),
+    ],
+    ids=["conv", "depthwise", "pool-flatten-dense", "sum", "two-users"],
+)
+def test_gates_become_relu6(after, request):
+    model = _gated(after)
+    result = _check_exact(relu6_gates, model)
+    if request.node.callspec.id == "sum":  # whose other summand is made of the gated map itself
+        assert result is model
+        return
+    assert "se_gate" not in _names(result)
+    assert result.get_layer("se_conv_expand").activation is keras.activations.relu6
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda x: x,
+        layers.Activation("relu6"),
+        lambda x: layers.Conv2D(2, 1)(layers.Multiply()([x, x])),
+        lambda x: layers.Conv2D(2, 1)(layers.BatchNormalization()(x)),
+        lambda x: layers.Concatenate()([layers.Conv2D(2, 1)(x), x]),
+    ],
+    ids=["output", "relu6", "square", "batch-norm", "concatenation"],
+)
+@pytest.mark.parametrize("export_pass", [relu6_gates, relu6_hard_swish])
+def test_gates_are_left_alone_where_the_factor_finds_no_kernel(export_pass, after):
+    image = keras.Input((8, 8, 3))
+    x = _layers.act(layers.Conv2D(8, 3)(image), "hard_silu", "swish")
+    if export_pass is relu6_gates:
+        x = _layers.se(x, 4, "se", gate="hard_sigmoid")
+    model = keras.Model(image, after(x))
+    assert export_pass(model) is model
+
+
+def test_hard_swish_goes_through_gates_and_sums():
+    image = keras.Input((8, 8, 3))
+    x = _layers.act(layers.Conv2D(8, 3, name="conv")(image), "hard_silu", "act1")
+    y = layers.Conv2D(8, 3, padding="same", name="other")(x)
+    x = layers.Add()([x, y])  # x is six times as large, so `other` has to be, too
+    x = _layers.act(layers.DepthwiseConv2D(3)(x), "hard_silu", "act2")
+    x = _layers.se(x, 4, "se", gate="hard_sigmoid")
+    x = layers.Dense(5)(layers.GlobalAveragePooling2D()(layers.Conv2D(6, 1)(x)))
+    model = _randomized(keras.Model(image, x))
+    result = _check_exact(lambda m: relu6_hard_swish(relu6_gates(m)), model)
+    acts = [name for name in _names(result) if name.startswith("act")]
+    assert sorted(acts) == ["act1", "act1_gate", "act2", "act2_gate"]
+    assert not any(
+        getattr(layer, "activation", None) is keras.activations.hard_silu for layer in result.layers
+    )
+
+
+# Pooling.
+
+
+def test_average_pooling_becomes_a_convolution():
+    image = keras.Input((9, 9, 3))
+    x = layers.AveragePooling2D(3, 2, name="pool")(layers.ZeroPadding2D(1)(image))
+    model = _check_exact(average_pool_as_conv, keras.Model(image, x))
+    assert isinstance(model.get_layer("pool"), layers.DepthwiseConv2D)
+
+
+@pytest.mark.parametrize(
+    "pool", [layers.AveragePooling2D(3, 2, padding="same"), layers.AveragePooling2D(2, (1, 2))]
+)
+def test_average_pooling_is_left_alone_where_windows_differ(pool):
+    image = keras.Input((9, 9, 3))
+    model = keras.Model(image, pool(image))
+    assert average_pool_as_conv(model) is model
+
+
+# Channel shuffles.
+
+
+def _stages(units, filters):
+    """Stages of ShuffleNetV2 with these units and filters, and a last convolution."""
+    x = image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, padding="same", name="stem")(image)
+    for stage, (repeats, channels) in enumerate(zip(units, filters, strict=True)):
+        for i in range(repeats):
+            x = shufflenet_v2._unit(x, channels, 2 if i == 0 else 1, f"stage{stage}.{i}")
+    x = layers.Conv2D(5, 1, name="last")(x)
+    return _randomized(keras.Model(image, x))
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 4), st.integers(2, 7).map(lambda n: 4 * n)),
+        min_size=1,
+        max_size=2,
+    )
+)
+def test_channel_shuffles_are_removed(stages):
+    model = _check_exact(remove_channel_shuffle, _stages(*zip(*stages, strict=True)))
+    assert not _has(model, ChannelShuffle)
+    joined = [layer for layer in model.layers if isinstance(layer, layers.Concatenate)]
+    assert all(len(layer.input) <= 4 for layer in joined)
+
+
+def test_channel_shuffles_are_removed_from_folded_units_too():
+    model = fuse_activations(fold_batch_norm(_stages((4,), (16,))))
+    result = _check_exact(remove_channel_shuffle, model)
+    assert not _has(result, ChannelShuffle)
+    # A unit copies the half that it convolves, from what has been made, and nothing else.
+    assert len(result.layers) < len(model.layers) + 10
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda x: x,
+        layers.Conv2D(8, 3, groups=2),
+        layers.Flatten(),
+        lambda x: layers.Add()([x, layers.Conv2D(8, 1)(x)]),
+        layers.Softmax(),
+        lambda x: layers.Conv2D(4, 1)(layers.Activation("softmax")(x)),
+        lambda x: layers.Conv2D(4, 1)(layers.DepthwiseConv2D(3, depth_multiplier=2)(x)),
+    ],
+    ids=["output", "grouped", "flatten", "sum", "softmax-layer", "softmax", "multiplier"],
+)
+def test_channel_shuffles_are_left_alone_where_the_order_matters(after):
+    image = keras.Input((8, 8, 3))
+    x = ChannelShuffle(2, name="shuffle")(layers.Conv2D(8, 3)(image))
+    model = keras.Model(image, after(x))
+    assert remove_channel_shuffle(model) is model
+
+
+def test_a_shuffle_of_what_cannot_be_ordered_goes_into_the_kernel_that_follows():
+    image = keras.Input((8, 8, 4))
+    x = ChannelShuffle(2, name="shuffle")(image)
+    model = keras.Model(image, layers.Conv2D(4, 1, name="conv")(x))
+    result = _check_exact(remove_channel_shuffle, model)
+    assert _names(result)[1:] == ["conv"]
+
+
+def test_concatenations_without_a_shuffle_are_left_alone():
+    image = keras.Input((8, 8, 4))
+    x = layers.Concatenate()([layers.Conv2D(4, 1)(image), layers.Conv2D(4, 1)(image)])
+    model = keras.Model(image, layers.Conv2D(4, 1)(x))
+    assert remove_channel_shuffle(model) is model
+
+
+# Heads.
+
+
+def test_auxiliary_heads_go():
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv")(image)
+    heads = [layers.Dense(3, name=name)(layers.Flatten()(x)) for name in ("main", "aux1", "aux2")]
+    model = keras.Model(image, heads)
+    assert remove_auxiliary_heads(model) is model  # whose outputs all count
+    model.checkpoint_auxiliary = ("aux1.", "aux2.")
+    result = remove_auxiliary_heads(model)
+    image = _images(model)
+    np.testing.assert_array_equal(result(image), model(image)[0])
+    assert not {"aux1", "aux2"} & set(_names(result))
+
+
+@pytest.mark.slow
+def test_googlenet_loses_its_auxiliary_heads():
+    model = kapps.GoogLeNet(aux=True, classes=10, input_shape=(64, 64, 3))
+    result = run_passes(model)
+    assert result.output_shape == (1, 10)
+    assert not any(name.startswith("aux") for name in _names(result))
+    image = _images(model, 1)
+    np.testing.assert_allclose(result(image), model(image)[0], atol=1e-5)
+
+
+# Nested models, training layers, batch.
+
+
+def test_passes_reach_into_nested_models():
+    inner = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU()],
+        name="inner",
+    )
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, layers.Flatten()(_randomized(inner)(image)))
+    result = _check_exact(run_passes, model)
+    assert not _has(result.get_layer("inner"), layers.BatchNormalization)
 
 
 def test_remove_training_layers_takes_those_and_no_others(net):

@@ -1,13 +1,15 @@
 """Export as a pipeline of graph passes: each takes a Keras model and returns an equivalent one.
 
-A pass never changes the model that it is given: it rebuilds the graph from new layers with the same
-names and weights. `PASSES` says which run, and in which order.
+A pass never changes the model that it is given: it rebuilds the graph from new layers, and leaves
+alone what it does not understand. Layers keep their names; one that takes in another, such as a
+convolution its batch norm and activation, keeps its own. `PASSES` says which run, in which order,
+and for which quantization of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -15,8 +17,19 @@ from keras import layers
 
 from kapps._custom_layers import DropBlock2D, StochasticDepth
 from kapps._errors import InputError
-
-Pass = Callable[[keras.Model], keras.Model]
+from kapps.tflite.passes.folding import (
+    average_pool_as_conv,
+    fold_batch_norm,
+    fold_normalization,
+    fuse_activations,
+    relu6_gates,
+    relu6_hard_swish,
+)
+from kapps.tflite.passes.pooling import pad_in_max_pooling
+from kapps.tflite.passes.shuffle import remove_channel_shuffle
+from kapps.tflite.passes.split import split_sliced_convolutions
+from kapps.tflite.passes.stem import pair_pixels
+from kapps.tflite.rebuild import rebuild as rebuild  # of this module's name too
 
 # Layers that Keras documents as active in training only.
 _TRAINING_ONLY = (
@@ -29,74 +42,6 @@ _TRAINING_ONLY = (
     DropBlock2D,
     StochasticDepth,
 )
-
-
-def rebuild(
-    model: keras.Model,
-    *,
-    keep: Callable[[keras.Layer], bool] = lambda layer: True,
-    batch_size: int | None = None,
-) -> keras.Model:
-    """A copy of a functional model with some layers left out: names, weights and the rest stay.
-
-    Args:
-        model: the model; models nested in it are rebuilt too, and stay nested.
-        keep: says of each layer whether it stays; one that goes hands its input on.
-        batch_size: the batch dimension of the inputs, None for a variable one.
-
-    Raises:
-        InputError: the model is no functional or Sequential one, so its graph is not known.
-    """
-    if not isinstance(model, (keras.Sequential, keras.models.Model)) or not model.built:
-        raise InputError(f"expected a built Keras model, got {type(model).__name__}")
-    try:
-        # As a plain functional model: the same graph, without what `compile` left.
-        graph = keras.Model(_plain(model.inputs), _plain(model.outputs), name=model.name)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"model {model.name!r} is no functional model, so its graph is not known; "
-            "build it from layers called on keras.Input"
-        ) from error
-    copies: dict[int, tuple[keras.Layer, keras.Layer]] = {}
-
-    def call(layer: keras.Operation, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(layer, keras.Layer) and not keep(layer):
-            return args[0]
-        if id(layer) not in copies:
-            nested = isinstance(layer, keras.Model)
-            copies[id(layer)] = layer, rebuild(layer, keep=keep) if nested else _copy(layer)
-        return copies[id(layer)][1](*args, **kwargs)
-
-    names = [layer.name for layer in graph.layers if isinstance(layer, layers.InputLayer)]
-    inputs = [
-        keras.Input(batch_shape=(batch_size, *x.shape[1:]), dtype=x.dtype, name=name)
-        for x, name in zip(graph.inputs, names, strict=True)
-    ]
-    copy = keras.models.clone_model(
-        graph,
-        input_tensors=_plain(inputs),
-        clone_function=lambda layer: layer,  # `call` copies: it also sees the arguments
-        call_function=call,
-    )
-    for layer, layer_copy in copies.values():
-        if isinstance(layer, keras.Layer):  # a bare op has no weights
-            layer_copy.set_weights(layer.get_weights())
-    return copy
-
-
-def _plain(tensors: list[keras.KerasTensor]) -> Any:
-    """One tensor without a list around it: a model gives back what it was built with."""
-    return tensors[0] if len(tensors) == 1 else tensors
-
-
-def _copy(layer: keras.Operation) -> keras.Operation:
-    try:
-        return layer.__class__.from_config(layer.get_config())
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise InputError(
-            f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {error} "
-            "Write it as a layer class with get_config."
-        ) from error
 
 
 def remove_training_layers(model: keras.Model) -> keras.Model:
@@ -116,13 +61,68 @@ def static_batch(model: keras.Model) -> keras.Model:
     return rebuild(model, batch_size=1)
 
 
-PASSES: tuple[Pass, ...] = (remove_training_layers, static_batch)
+def remove_auxiliary_heads(model: keras.Model) -> keras.Model:
+    """With the main output only, where a kapps model has further ones for training.
+
+    GoogLeNet, GoogLeNetOriginal and InceptionV3 have them if asked to (`aux`). A model of several
+    outputs from elsewhere keeps them all.
+    """
+    if getattr(model, "checkpoint_auxiliary", None) and len(model.outputs) > 1:
+        return rebuild(keras.Model(model.inputs, model.outputs[0], name=model.name))
+    return model
 
 
-def run_passes(model: keras.Model) -> keras.Model:
-    """The model after all `PASSES`."""
-    for export_pass in PASSES:
-        model = export_pass(model)
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One step of the export.
+
+    Attributes:
+        run: takes a Keras model and returns a new one that computes the same, or the model itself
+            if there is nothing to do.
+        quantizations: of the file, for which it runs; empty for all.
+    """
+
+    run: Callable[[keras.Model], keras.Model]
+    quantizations: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What `run` is called."""
+        return self.run.__name__
+
+
+# In this order: what is dropped first, then what makes layers adjacent, then what uses that.
+PASSES: tuple[Pass, ...] = (
+    Pass(remove_auxiliary_heads),
+    Pass(remove_training_layers),
+    Pass(fold_normalization),
+    Pass(fold_batch_norm),
+    Pass(fuse_activations),
+    Pass(relu6_gates),
+    Pass(relu6_hard_swish, ("int8", "int16x8")),
+    Pass(average_pool_as_conv, ("int8",)),
+    Pass(remove_channel_shuffle),
+    Pass(pad_in_max_pooling),
+    Pass(split_sliced_convolutions),
+    Pass(pair_pixels, ("int8",)),
+    Pass(static_batch),
+)
+
+
+def run_passes(
+    model: keras.Model,
+    *,
+    quantization: str = "float32",
+    passes: Sequence[Pass] = PASSES,
+) -> keras.Model:
+    """The model after those of `passes` that are for a file of that quantization.
+
+    Raises:
+        InputError: the graph of the model is not known, or a layer of it cannot be copied.
+    """
+    for step in passes:
+        if not step.quantizations or quantization in step.quantizations:
+            model = step.run(model)
     return model
 
 

@@ -1,0 +1,192 @@
+"""A Keras model's graph: looked at, and built anew with some layers replaced.
+
+What the export passes (`kapps.tflite.passes`) are made of. The model itself is never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from kapps._errors import InputError
+
+Call = Callable[..., Any]
+"""Takes and returns what a layer does: a new layer, or a function that calls several."""
+
+
+class Graph:
+    """Which layer of a functional model feeds which; models nested in it count as one layer."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self.nodes = [
+            node
+            for depth in sorted(model._nodes_by_depth, reverse=True)
+            for node in model._nodes_by_depth[depth]
+        ]
+        self.outputs = {id(tensor) for tensor in model.outputs}
+        self._nodes_of: dict[int, list[Any]] = {}
+        self._users: dict[int, list[Any]] = {}
+        for node in self.nodes:
+            self._nodes_of.setdefault(id(node.operation), []).append(node)
+            for tensor in node.input_tensors:
+                self._users.setdefault(id(tensor), []).append(node)
+
+    @property
+    def layers(self) -> list[keras.Operation]:
+        """Each layer or bare operation once, after those that it depends on."""
+        return list(dict.fromkeys(node.operation for node in self.nodes))
+
+    def once(self, layer: keras.Operation) -> bool:
+        """Whether it is a layer that is called once, with one tensor or list, to give one tensor.
+
+        One that was called with further arguments, such as `training=True`, is not understood.
+        """
+        nodes = self._nodes_of[id(layer)]
+        if not isinstance(layer, keras.Layer) or len(nodes) != 1 or len(nodes[0].outputs) != 1:
+            return False
+        arguments = nodes[0].arguments
+        return len(arguments.args) == 1 and not any(arguments.kwargs.values())
+
+    def inputs(self, layer: keras.Operation) -> list[keras.KerasTensor]:
+        """The tensors that a layer that is called once takes."""
+        return list(self._nodes_of[id(layer)][0].input_tensors)
+
+    def output(self, layer: keras.Operation) -> keras.KerasTensor:
+        """The tensor that a layer that is called once gives."""
+        return self._nodes_of[id(layer)][0].outputs[0]
+
+    def before(self, layer: keras.Operation) -> Any:
+        """The layer that makes the only input of this one; None unless both are called once."""
+        inputs = self.inputs(layer) if self.once(layer) else []
+        if len(inputs) != 1:
+            return None
+        source = inputs[0]._keras_history.operation
+        return source if id(source) in self._nodes_of and self.once(source) else None
+
+    def after(self, layer: keras.Operation) -> list[keras.Operation] | None:
+        """The layers that take the output of this one, by the number of times that they do.
+
+        None if it leaves the model, or one of the layers is called more than once.
+        """
+        if not self.once(layer) or id(self.output(layer)) in self.outputs:
+            return None
+        users = [node.operation for node in self._users.get(id(self.output(layer)), [])]
+        return users if all(self.once(user) for user in users) else None
+
+    def only_after(self, layer: keras.Operation) -> Any:
+        """The one layer that takes the output of this one, and takes nothing else; or None."""
+        users = self.after(layer) or []
+        return users[0] if len(users) == 1 and len(self.inputs(users[0])) == 1 else None
+
+
+Plan = Callable[[Graph], Mapping[keras.Operation, Call]]
+"""Says of a graph which layers are replaced, and by what; only such as `Graph.once` knows."""
+
+
+def rebuild(
+    model: keras.Model,
+    *,
+    keep: Callable[[keras.Layer], bool] = lambda layer: True,
+    plan: Plan = lambda graph: {},
+    batch_size: int | None = None,
+) -> keras.Model:
+    """A copy of a functional model with some layers left out or replaced: the rest stays.
+
+    Args:
+        model: the model; models nested in it are rebuilt too, and stay nested.
+        keep: says of each layer whether it stays; one that goes hands its input on.
+        plan: says of each graph what is called in the place of which layer.
+        batch_size: the batch dimension of the inputs, by default that of the model.
+
+    Raises:
+        InputError: the model is no functional or Sequential one, so its graph is not known.
+    """
+    graph = _functional(model)
+    copies: dict[int, tuple[keras.Layer, keras.Layer]] = {}
+    replaced = plan(Graph(graph))
+
+    def call(layer: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        if layer in replaced:
+            return replaced[layer](*args)  # `Graph.once`: called with nothing else
+        if isinstance(layer, keras.Layer) and not keep(layer):
+            return args[0]
+        if id(layer) not in copies:
+            nested = isinstance(layer, keras.Model)
+            copy = rebuild(layer, keep=keep, plan=plan) if nested else copy_layer(layer)
+            copies[id(layer)] = layer, copy
+        return copies[id(layer)][1](*args, **kwargs)
+
+    names = [layer.name for layer in graph.layers if isinstance(layer, layers.InputLayer)]
+    inputs = [
+        keras.Input(batch_shape=(batch_size or x.shape[0], *x.shape[1:]), dtype=x.dtype, name=name)
+        for x, name in zip(graph.inputs, names, strict=True)
+    ]
+    copy = keras.models.clone_model(
+        graph,
+        input_tensors=_plain(inputs),
+        clone_function=lambda layer: layer,  # `call` copies: it also sees the arguments
+        call_function=call,
+    )
+    for layer, layer_copy in copies.values():
+        # A bare op has no weights, and a nested model has got its own.
+        if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model):
+            layer_copy.set_weights(layer.get_weights())
+    return copy
+
+
+def replace(model: keras.Model, plan: Plan) -> keras.Model:
+    """A copy of a model with some layers replaced; the model itself if `plan` replaces none.
+
+    Raises:
+        InputError: as `rebuild`.
+    """
+    graph = Graph(_functional(model))
+    nested = any(isinstance(layer, keras.Model) for layer in graph.layers)
+    return rebuild(model, plan=plan) if nested or plan(graph) else model
+
+
+def _functional(model: keras.Model) -> keras.Model:
+    """As a plain functional model: the same graph, without what `compile` left."""
+    if not isinstance(model, (keras.Sequential, keras.models.Model)) or not model.built:
+        raise InputError(f"expected a built Keras model, got {type(model).__name__}")
+    try:
+        return keras.Model(_plain(model.inputs), _plain(model.outputs), name=model.name)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"model {model.name!r} is no functional model, so its graph is not known; "
+            "build it from layers called on keras.Input"
+        ) from error
+
+
+def _plain(tensors: list[keras.KerasTensor]) -> Any:
+    """One tensor without a list around it: a model gives back what it was built with."""
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def copy_layer(layer: keras.Operation, **changes: Any) -> keras.Operation:
+    """A new layer of the same configuration but for `changes`, without its weights.
+
+    Raises:
+        InputError: the layer has no configuration.
+    """
+    try:
+        return layer.__class__.from_config({**layer.get_config(), **changes})
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise InputError(
+            f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {error} "
+            "Write it as a layer class with get_config."
+        ) from error
+
+
+def edited(
+    graph: Graph, layer: keras.Operation, weights: list[np.ndarray], **changes: Any
+) -> keras.Operation:
+    """A layer that is called once, with other weights, and with `changes` of its configuration."""
+    copy = copy_layer(layer, **changes)
+    copy.build(graph.inputs(layer)[0].shape)
+    copy.set_weights(weights)
+    return copy
