@@ -1,0 +1,134 @@
+"""Writes one .tflite file of a net with random weights, for `tflite_peers.py`.
+
+    python benchmarks/tflite_files.py SOURCE NET QUANTIZATION SIZE FILE
+
+SOURCE is one of:
+
+- kapps: `kapps.tflite.convert`, pixels in 0..255 and softmax in the graph.
+- keras: keras.applications through `tf.lite.TFLiteConverter.from_keras_model`, as anyone would.
+- keras-static: the same from a model that was built with a batch of 1.
+- torchvision, timm: through litert-torch, channels last, without normalization and softmax. These
+  need an environment with torch and litert-torch, and neither kapps nor tensorflow.
+
+The process ends with the file, so that no converter leaves anything to the next.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_CALIBRATION = 8  # images: random weights have no statistics worth more
+_SCALED = ("MobileNet", "MobileNetV2")  # of keras.applications, these take -1..1
+
+
+def main(arguments: list[str]) -> None:
+    source, net, quantization, size, path = arguments
+    maker = _MAKERS[source]
+    content = maker(source, net, quantization, int(size))
+    temporary = Path(f"{path}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _kapps(source: str, net: str, quantization: str, size: int) -> bytes:
+    import tempfile
+
+    import kapps
+    from kapps.tflite import convert
+
+    model = kapps.get_builder(net)(weights=None, input_shape=(size, size, 3))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{net}.tflite"
+        convert(model, path, quantization=quantization, calibration=_pixels(size))  # type: ignore[arg-type]
+        return path.read_bytes()
+
+
+def _keras(source: str, net: str, quantization: str, size: int) -> bytes:
+    import keras
+    import tensorflow as tf
+
+    builder = getattr(keras.applications, net)
+    if source == "keras-static":
+        image = keras.Input(batch_shape=(1, size, size, 3))
+        model = builder(weights=None, input_tensor=image)
+    else:
+        model = builder(weights=None, input_shape=(size, size, 3))
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if quantization == "int8":
+
+        def images() -> Iterator[list[np.ndarray]]:
+            for image in _pixels(size):
+                value = image[None].astype("float32")
+                yield [value / 127.5 - 1 if net in _SCALED else value]
+
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = images
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        # The fastest there is: uint8 would add an operation at each end.
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    return bytes(converter.convert())
+
+
+def _torch(source: str, net: str, quantization: str, size: int) -> bytes:
+    import tempfile
+
+    import litert_torch
+    import torch
+
+    _import_torchvision()
+    torch.manual_seed(0)
+    model: Any
+    if source == "timm":
+        import timm
+
+        model = timm.create_model(net, pretrained=False)
+    else:
+        import torchvision
+
+        model = torchvision.models.get_model(net, weights=None)
+    model = litert_torch.to_channel_last_io(model.eval(), args=[0])
+    edge_model = litert_torch.convert(model, (torch.zeros(1, size, size, 3),))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        edge_model.export(str(path))
+        return path.read_bytes()
+
+
+def _import_torchvision() -> None:
+    """Imports it, also where its wheel's compiled half, which needs CUDA, does not load.
+
+    The import then asks for two operators of object detection, which no classifier runs.
+    """
+    import importlib
+
+    import torch
+
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        importlib.import_module("torchvision")
+
+
+def _pixels(size: int) -> np.ndarray:
+    shape = (_CALIBRATION, size, size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+_MAKERS: dict[str, Callable[[str, str, str, int], bytes]] = {
+    "kapps": _kapps,
+    "keras": _keras,
+    "keras-static": _keras,
+    "torchvision": _torch,
+    "timm": _torch,
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
