@@ -1,4 +1,4 @@
-"""The road to the phone: convert, verify and measure TFLite models.
+"""The road to the phone: convert, verify, tune, inspect and measure TFLite models.
 
 Public names load on first use: converting needs tensorflow, running and measuring do not.
 """
@@ -10,43 +10,88 @@ from typing import TYPE_CHECKING
 from kapps._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from kapps.tflite.accuracy import Accuracy, evaluate_file, read_accuracy, write_accuracy
+    from kapps.tflite.benchmarking import benchmark, read_results, write_results
+    from kapps.tflite.comparison import Comparison, LayerError, compare_layers
     from kapps.tflite.conversion import QUANTIZATIONS, Conversion, convert
+    from kapps.tflite.inspection import Inspection, float_operations, inspect, inspect_each
     from kapps.tflite.interpreter import Runner
-    from kapps.tflite.latency import Latency, measure
-    from kapps.tflite.metadata import Metadata, read_metadata
-    from kapps.tflite.passes import PASSES, rgb_input, run_passes
+    from kapps.tflite.latency import STOP_RULES, Latency, StopRule, measure
+    from kapps.tflite.metadata import Metadata, read_metadata, weights_sha256
+    from kapps.tflite.overview import Overview, read_overview, write_overview
+    from kapps.tflite.passes import PASSES, Pass, rgb_input, run_passes
     from kapps.tflite.report import Confusion, Row, write_report
+    from kapps.tflite.tuning import cluster, logits, prune, quantize_aware, restore, sparsity, strip
+    from kapps.tflite.tuning_run import TuneConfig, TuneResult, tune
     from kapps.tflite.verification import ConversionError, Verification, verify
 
 __all__ = [
     "PASSES",
     "QUANTIZATIONS",
+    "STOP_RULES",
+    "Accuracy",
+    "Comparison",
     "Confusion",
     "Conversion",
     "ConversionError",
+    "Inspection",
     "Latency",
+    "LayerError",
     "Metadata",
+    "Overview",
+    "Pass",
     "Row",
     "Runner",
+    "StopRule",
+    "TuneConfig",
+    "TuneResult",
     "Verification",
+    "benchmark",
+    "cluster",
+    "compare_layers",
     "convert",
+    "evaluate_file",
+    "float_operations",
+    "inspect",
+    "inspect_each",
+    "logits",
     "measure",
+    "prune",
+    "quantize_aware",
+    "read_accuracy",
     "read_metadata",
+    "read_overview",
+    "read_results",
+    "restore",
     "rgb_input",
     "run_passes",
+    "sparsity",
+    "strip",
+    "tune",
     "verify",
+    "weights_sha256",
+    "write_accuracy",
+    "write_overview",
     "write_report",
+    "write_results",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "accuracy": ("Accuracy", "evaluate_file", "read_accuracy", "write_accuracy"),
+        "benchmarking": ("benchmark", "read_results", "write_results"),
+        "comparison": ("Comparison", "LayerError", "compare_layers"),
         "conversion": ("QUANTIZATIONS", "Conversion", "convert"),
+        "inspection": ("Inspection", "float_operations", "inspect", "inspect_each"),
         "interpreter": ("Runner",),
-        "latency": ("Latency", "measure"),
-        "metadata": ("Metadata", "read_metadata"),
-        "passes": ("PASSES", "rgb_input", "run_passes"),
+        "latency": ("STOP_RULES", "Latency", "StopRule", "measure"),
+        "metadata": ("Metadata", "read_metadata", "weights_sha256"),
+        "overview": ("Overview", "read_overview", "write_overview"),
+        "passes": ("PASSES", "Pass", "rgb_input", "run_passes"),
         "report": ("Confusion", "Row", "write_report"),
+        "tuning": ("cluster", "logits", "prune", "quantize_aware", "restore", "sparsity", "strip"),
+        "tuning_run": ("TuneConfig", "TuneResult", "tune"),
         "verification": ("ConversionError", "Verification", "verify"),
     },
 )

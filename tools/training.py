@@ -82,7 +82,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     chief = is_chief(strategy)
     if chief:
         runs.write_json(workdir / "config.json", settings)
-    loop = _Loop(strategy, model, optimizer, recipe, dataset, config.seed)
+    loop = Loop(strategy, model, optimizer, recipe, dataset, config.seed)
     checkpoints = Checkpoints(workdir / "checkpoints", strategy, model, optimizer)
     checkpoints.restore()
     state = checkpoints.state
@@ -91,7 +91,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
             print(dataset.note, file=sys.stderr)
         if state.epoch:
             print(f"{workdir}: going on after epoch {state.epoch}", file=sys.stderr)
-    _run_epochs(loop, checkpoints, workdir, config.model, progress and chief)
+    run_epochs(loop, checkpoints, workdir, config.model, progress and chief)
 
     weights = workdir / "weights.safetensors"
     result = TrainResult(
@@ -130,8 +130,11 @@ def evaluate(
     return _evaluation(sums)
 
 
-class _Loop:
-    """The steps of a run, and what they work on."""
+class Loop:
+    """The steps of a run, and what they work on.
+
+    The model gives logits. It may be one of tf_keras, with an optimizer of tf_keras.
+    """
 
     def __init__(
         self,
@@ -204,7 +207,8 @@ def _train_step(
             # The gradients are summed over the replicas.
             scaled = loss / recipe.batch_size
         variables = model.trainable_variables
-        optimizer.apply(tape.gradient(scaled, variables), variables)
+        gradients = tape.gradient(scaled, variables)
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
         hits = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == labels, tf.float32))
         return tf.stack([loss, hits])
 
@@ -251,13 +255,14 @@ def _evaluation(sums: np.ndarray) -> Evaluation:
     return Evaluation(top1 / images, top5 / images, loss / images, int(images))
 
 
-def _run_epochs(
-    loop: _Loop,
+def run_epochs(
+    loop: Loop,
     checkpoints: Checkpoints,
     workdir: Path,
     title: str,
     show: bool,
 ) -> None:
+    """Trains from the epoch that `checkpoints` has restored to the recipe's last one."""
     recipe, state = loop.recipe, checkpoints.state
     steps = len(loop.dataset.train) // recipe.batch_size
     per_epoch = steps * recipe.batch_size
@@ -306,7 +311,7 @@ def _run_epochs(
                 )
 
 
-def _train_epoch(loop: _Loop, epoch: int, bar: tqdm[Any]) -> tuple[float, float]:
+def _train_epoch(loop: Loop, epoch: int, bar: tqdm[Any]) -> tuple[float, float]:
     """Mean loss and accuracy over the images of an epoch, each as it was trained on."""
     sums, images = np.zeros(2), 0
     waiting: list[tf.Tensor] = []

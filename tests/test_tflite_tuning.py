@@ -1,0 +1,296 @@
+"""Tuning: the tf_keras copy is exact, what is tuned stays so, and the int8 file does the same."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras import layers
+from tflite_net import small_net
+
+import kapps
+from kapps import InputError, _custom_layers, _layers
+from kapps.tflite.tf_keras_rebuild import rebuild
+
+pytest_plugins = ["tflite_fixtures"]
+
+tf_keras = pytest.importorskip("tf_keras")
+tuning = pytest.importorskip("kapps.tflite.tuning")
+
+NINE = (
+    "MobileNet",
+    "MobileNetV2",
+    "MobileNetV3Small",
+    "MobileNetV3Large",
+    "ShuffleNet",
+    "ShuffleNetV2_x1_0",
+    "EfficientNetB0",
+    "EfficientNetLite0",
+    "EfficientNetV2B0",
+)
+
+
+def shake(model):
+    """Batch norm that is no identity, so that it can be missed."""
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            gamma, beta, mean, variance = layer.get_weights()
+            gamma, beta = rng.uniform(0.5, 1.5, gamma.shape), rng.normal(0, 0.3, beta.shape)
+            layer.set_weights([gamma, beta, mean, variance])
+    return model
+
+
+def built(name):
+    return shake(kapps.get_builder(name)(input_shape=(32, 32, 3), classes=10))
+
+
+def mixed_net(means=(0.4, 0.5, 0.6)):
+    """What small_net lacks: concatenation of unequal branches, slice, pad, grouped convolution."""
+    x = image = keras.Input((16, 16, 3))
+    x = _custom_layers.ImageNormalization(means, (0.2, 0.25, 0.3), name="normalization")(x)
+    x = _layers.act(_layers.bn(_layers.conv(x, 8, 3, "stem", stride=2), "bn1"), "relu", "act1")
+    left = _custom_layers.ChannelSlice(0, 2, name="left")(x)
+    right = _custom_layers.ChannelSlice(2, 8, name="right")(x)
+    right = _layers.act(_layers.bn(_layers.conv(right, 10, 1, "pw", groups=2), "bn2"), "silu", "s")
+    x = layers.Concatenate(name="concat")([left, right])  # 2 and 10 channels, and other ranges
+    x = _layers.max_pool(_layers.act(x, "relu", "act2"), 2, 2, "pool")
+    shortcut = _custom_layers.ChannelPad(16, name="pad")(_layers.avg_pool(x, 1, 1, "avg"))
+    x = _layers.bn(_layers.conv(x, 16, 3, "wide", bias=True), "bn3")
+    x = _layers.act(layers.Add(name="add")([x, shortcut]), "relu", "act3")
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(12, activation="relu", name="hidden")(x)
+    return shake(keras.Model(image, _layers.dense(x, 10, "head", "softmax"), name="mixed_net"))
+
+
+def random_images(count, size=16):
+    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), dtype="uint8")
+
+
+def steps(tuned, images, labels=None, count=20, rate=1e-3):
+    """Some steps of training, by tf_keras's own loop."""
+    labels = np.arange(len(images)) % 10 if labels is None else labels
+    tuned.compile(tf_keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
+    tuned.fit(images.astype("float32"), labels, batch_size=32, epochs=1, steps_per_epoch=count)
+    return tuned
+
+
+class File:
+    """A .tflite file in this process: ours, so it may."""
+
+    def __init__(self, content):
+        self.interpreter = Interpreter(model_content=content)
+        self.interpreter.allocate_tensors()
+        self.image = self.interpreter.get_input_details()[0]
+        self.output = self.interpreter.get_output_details()[0]
+
+    def predict(self, images):
+        outputs = []
+        for image in images:
+            self.interpreter.set_tensor(self.image["index"], image[None].astype("uint8"))
+            self.interpreter.invoke()
+            outputs.append(self.interpreter.get_tensor(self.output["index"])[0].astype("float32"))
+        scale, zero_point = self.output["quantization"]
+        return (np.array(outputs) - zero_point) * scale
+
+    def float_tensors(self):
+        details = self.interpreter.get_tensor_details()
+        return [tensor["name"] for tensor in details if tensor["dtype"] == np.float32]
+
+    def kernels(self):
+        """The int8 constants of 2 and more dimensions."""
+        return [
+            self.interpreter.get_tensor(tensor["index"])
+            for tensor in self.interpreter.get_tensor_details()
+            if tensor["dtype"] == np.int8
+            and "FakeQuant" in tensor["name"]
+            # An activation has the batch first; a constant is readable before any run.
+            and len(tensor["shape"]) == 4
+            and tensor["shape"][0] != 1
+        ]
+
+
+def kernels_of(model):
+    return {layer.name: layer.get_weights()[0] for layer in tuning._prunable(model)}
+
+
+def assert_does_as(content, tuned, images, drift=0.03):
+    """The file computes in integers, and gives what the model gives that emulates it."""
+    file = File(content)
+    assert not file.float_tensors()
+    assert file.image["dtype"] == np.uint8 and file.image["quantization"] == (1.0, 0)
+    expected, actual = tuned(images.astype("float32")).numpy(), file.predict(images)
+    moved = np.abs(expected - actual).sum(axis=1).mean() / 2
+    assert moved < drift, moved
+
+
+@pytest.mark.parametrize("net", [small_net, mixed_net])
+def test_the_copy_in_tf_keras_is_exact(net):
+    model = shake(net())
+    images = random_images(8).astype("float32")
+    np.testing.assert_array_equal(rebuild(model)(images), model(images, training=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NINE)
+def test_the_copy_in_tf_keras_is_exact_for_all_nine(name):
+    model = built(name)
+    images = random_images(2, 32).astype("float32")
+    np.testing.assert_array_equal(rebuild(model)(images), model(images, training=False))
+
+
+@pytest.fixture(scope="module")
+def quantized(net, digits):
+    """The small network, fine-tuned with int8 emulated."""
+    (images, labels), _ = digits
+    return steps(tuning.quantize_aware(net), images, labels, count=44)
+
+
+@pytest.mark.parametrize("net", [small_net, mixed_net])
+def test_before_training_it_computes_as_the_model(net):
+    model = shake(net())
+    images = random_images(8)
+    tuned = tuning.quantize_aware(model)
+    expected = model(images.astype("float32"), training=False)
+    # Fixed ranges are quantized from the start: the image, gates and probabilities (1/256).
+    np.testing.assert_allclose(tuned(images.astype("float32")), expected, atol=0.02)
+    with pytest.raises(InputError, match="has not been trained since"):
+        tuning.tflite_bytes(tuned)
+
+
+def test_the_file_does_what_the_tuned_model_does(quantized, net, digits):
+    images, labels = digits[1]
+    content = tuning.tflite_bytes(quantized)
+    assert_does_as(content, quantized, images)
+    before = (net(images.astype("float32")).numpy().argmax(axis=1) == labels).mean()
+    after = (File(content).predict(images).argmax(axis=1) == labels).mean()
+    assert after >= before - 0.01
+
+
+def test_unequal_branches_keep_their_order():
+    """https://github.com/tensorflow/model-optimization/issues/1061"""
+    images = random_images(96)
+    tuned = steps(tuning.quantize_aware(mixed_net()), images, count=3)
+    assert_does_as(tuning.tflite_bytes(tuned), tuned, images[:32])
+
+
+def test_restored_weights_are_those_before_quantization(quantized, net, digits):
+    images = digits[1][0].astype("float32")
+    before = [weight.copy() for weight in net.get_weights()]
+    restored = tuning.restore(quantized, net)
+    for weight, old in zip(net.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    assert [layer.name for layer in restored.layers] == [layer.name for layer in net.layers]
+    assert not np.array_equal(restored.get_layer("stem").kernel, net.get_layer("stem").kernel)
+    for layer in quantized.layers:
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            for weight, own in zip(
+                restored.get_layer(layer.name).get_weights(), layer.get_weights(), strict=True
+            ):
+                np.testing.assert_array_equal(weight, own)
+    drift = np.abs(restored(images).numpy() - quantized(images).numpy()).sum(axis=1).mean() / 2
+    assert drift < 0.05
+
+
+def test_pruned_stays_pruned(net, digits):
+    (images, labels), _ = digits
+    pruned = steps(tuning.prune(net, 0.5), images, labels)
+    model = tuning.restore(pruned, net)
+    assert tuning.sparsity(net) == 0
+    zeros = {name: kernel == 0 for name, kernel in kernels_of(model).items()}
+    assert set(zeros) == {"se_conv_reduce", "se_conv_expand", "pw", "last", "head"}
+    for name, where in zeros.items():
+        assert where.mean() == pytest.approx(0.5, abs=0.02), name
+    np.testing.assert_allclose(
+        tuning.strip(pruned)(images[:8].astype("float32")),
+        model(images[:8].astype("float32"), training=False),
+        atol=1e-6,
+    )
+    for start in (pruned, model):  # as it was tuned, and as it was saved
+        tuned = steps(tuning.quantize_aware(start), images, labels, count=5)
+        kernels = kernels_of(tuning.restore(tuned, net))
+        for name, where in zeros.items():
+            np.testing.assert_array_equal(kernels[name] == 0, where)
+            assert not np.array_equal(kernels[name], kernels_of(model)[name])  # yet trained
+    assert_does_as(tuning.tflite_bytes(tuned), tuned, images[:64])
+
+
+def test_clustered_stays_clustered_and_pruned(net, digits):
+    (images, labels), _ = digits
+    clustered = steps(tuning.cluster(net, 8), images, labels, count=5)
+    model = tuning.restore(clustered, net)
+    for name, kernel in kernels_of(model).items():
+        assert len(np.unique(kernel)) <= 8, name
+
+    sparse = tuning.restore(steps(tuning.prune(net, 0.5), images, labels, count=12), net)
+    both = tuning.restore(steps(tuning.cluster(sparse, 8), images, labels, count=5), net)
+    tuned = steps(tuning.quantize_aware(both), images, labels, count=5)
+    final = tuning.restore(tuned, net)
+    for name, kernel in kernels_of(final).items():
+        assert len(np.unique(kernel)) <= 8, name
+        assert not kernel[kernels_of(sparse)[name] == 0].any(), name
+        assert not np.array_equal(kernel, kernels_of(both)[name]), name
+    assert_does_as(tuning.tflite_bytes(tuned), tuned, images[:64])
+
+
+def test_convert_takes_a_tuned_model(quantized, digits, tmp_path):
+    from kapps.tflite import convert
+
+    path = tmp_path / "tuned.tflite"
+    conversion = convert(quantized, path, quantization="int8", verification=digits[1][0])
+    assert conversion.verification.regret < 0.01 and path.stat().st_size == conversion.size_bytes
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net: tuning.prune(net, 1.0), "sparsity must be above 0 and below 1, not 1.0"),
+        (lambda net: tuning.cluster(net, 1), "clusters must be 2 to 256, not 1"),
+        (lambda net: tuning.quantize_aware("net"), "expected a Keras model, got str"),
+        (lambda net: tuning.tflite_bytes(rebuild(net)), "is not quantization-aware"),
+        (lambda net: tuning.strip(tuning.quantize_aware(net)), "use restore"),
+        (lambda net: tuning.restore(rebuild(mixed_net()), net), "do not fit|holds no layer"),
+    ],
+)
+def test_mistakes_are_named(call, message, net):
+    with pytest.raises(InputError, match=message):
+        call(net)
+
+
+def _with(layer):
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv")(image)
+    return keras.Model(image, layers.Flatten()(layer(x)), name="odd")
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda x: x + 1.0, r"operation 'add\w*' \(Add\) cannot be tuned: build the model"),
+        (layers.UpSampling2D(name="up"), r"layer 'up' \(UpSampling2D\) cannot be tuned"),
+        (layers.Activation("gelu", name="act"), "'act': activation 'gelu' cannot be tuned"),
+        (layers.ReLU(max_value=1.0, name="act"), "'act': of ReLU only"),
+        (
+            lambda x: layers.BatchNormalization(name="alone")(layers.MaxPooling2D()(x)),
+            "'alone': a batch normalization that does not directly follow",
+        ),
+        (layers.Activation("tanh", name="act"), "'act': activation 'tanh' has no int8 form"),
+    ],
+)
+def test_a_layer_that_cannot_be_tuned_is_named(layer, message):
+    with pytest.raises(InputError, match=message):
+        tuning.quantize_aware(_with(layer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NINE)
+def test_all_nine_become_integers(name):
+    import tensorflow as tf
+
+    tuned = tuning.quantize_aware(built(name))
+    images = random_images(16, 32)
+    step = tf.function(lambda x: tuned(x, training=True), autograph=False)
+    for _ in range(3):
+        step(tf.constant(images, tf.float32))
+    assert_does_as(tuning.tflite_bytes(tuned), tuned, images, drift=0.1)

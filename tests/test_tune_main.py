@@ -1,0 +1,126 @@
+"""kapps-tune: from a finished run to a tuned one, with its files; resuming; what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import kapps
+from kapps import InputError
+from kapps.tools import training
+from kapps.tools.runs import TrainConfig, load_run
+
+pytest.importorskip("tf_keras")
+tuning_run = pytest.importorskip("kapps.tflite.tuning_run")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of the smallest network."""
+    kapps.list_models()
+    import tiny
+
+    from kapps import _model
+
+    _model._BUILDERS["TinyNet"] = tiny.TinyNet
+    folder = tmp_path_factory.mktemp("run")
+    recipe = dataclasses.replace(tiny.PLAIN, epochs=4)
+    training.train(TrainConfig("TinyNet", "synthetic", str(folder), recipe=recipe), progress=False)
+    yield folder
+    del _model._BUILDERS["TinyNet"]
+
+
+def test_pruned_and_quantized(run, tmp_path, capsys):
+    from kapps.tflite import Runner, tuning
+
+    config = tuning_run.TuneConfig(
+        str(run), str(tmp_path), prune=0.5, quantize_aware=True, epochs=2, learning_rate=0.01
+    )
+    result = tuning_run.tune(config)
+    assert "TinyNet quantize_aware epoch 2: loss" in capsys.readouterr().err
+    phases = [(row["phase"], row["epoch"]) for row in result.history]
+    assert phases == [(phase, i) for phase in ("prune", "quantize_aware") for i in (1, 2)]
+    assert result.sparsity == pytest.approx(0.5, abs=0.02)
+    loaded = load_run(tmp_path)
+    assert tuning.sparsity(loaded.model) == result.sparsity
+    assert Runner(tmp_path / "model.tflite").input_quantization == (1.0, 0)
+    assert abs(result.file - result.tuned) <= 0.03
+    from kapps.tools import data
+
+    again = training.evaluate(
+        loaded.model,
+        data.load("synthetic").validation,
+        image_size=loaded.image_size,
+        crop=loaded.crop,
+    )
+    assert again.top1 == result.restored
+
+    assert tuning_run.tune(config) == result
+    assert "is finished" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"holds another run: prune was 0.5 and is 0.6"):
+        tuning_run.tune(dataclasses.replace(config, prune=0.6))
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(InputError, match=r"result.json is damaged; delete it"):
+        tuning_run.tune(config)
+
+
+def test_going_on_gives_the_same_as_never_stopping(run, tmp_path, monkeypatch):
+    one, other = tmp_path / "one", tmp_path / "other"
+    config = tuning_run.TuneConfig(str(run), str(one), quantize_aware=True, epochs=2)
+    whole = tuning_run.tune(config, progress=False)
+    shutil.copytree(one, other)
+    for file in ("result.json", "weights.safetensors", "model.tflite"):
+        (other / file).unlink()
+    for file in (other / "checkpoints" / "quantize_aware").glob("ckpt-2.*"):
+        file.unlink()
+    resumed = tuning_run.tune(dataclasses.replace(config, workdir=str(other)), progress=False)
+    assert resumed.tuned == whole.tuned and len(resumed.history) == 2
+    for old, new in zip(
+        load_run(one).model.get_weights(), load_run(other).model.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(new, old, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "nothing to do: give --quantize_aware, --prune or --cluster"),
+        ({"prune": 1.5}, "--prune must be above 0 and below 1, not 1.5"),
+        ({"quantize_aware": True, "init_from": "/nowhere"}, "/nowhere holds no finished run"),
+        ({"quantize_aware": True, "workdir": "RUN"}, "--workdir is the folder of --init_from"),
+        ({"quantize_aware": True, "recipe": "digit"}, "unknown recipe 'digit'"),
+        ({"quantize_aware": True, "batch_size": 10**6}, "choose a smaller --batch_size"),
+        ({"cluster": 1}, "clusters must be 2 to 256, not 1"),
+    ],
+)
+def test_mistakes_are_named(run, tmp_path, changes, message):
+    own = {key: str(run) if value == "RUN" else value for key, value in changes.items()}
+    config = tuning_run.TuneConfig(**{"init_from": str(run), "workdir": str(tmp_path), **own})
+    with pytest.raises(InputError, match=message):
+        tuning_run.tune(config, progress=False)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_help_and_flags():
+    command = [sys.executable, "-m", "kapps.tflite.tune_main"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "usage: kapps-tune" in shown.stdout and "--quantize_aware" in shown.stdout
+    missing = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert missing.returncode == 2
+    assert missing.stderr.endswith(
+        "--init_from and --workdir must be given; --help lists the flags\n"
+    )
+
+
+def test_result_is_json(run, tmp_path):
+    config = tuning_run.TuneConfig(str(run), str(tmp_path), cluster=4, epochs=1)
+    result = tuning_run.tune(config, progress=False)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["restored"] == result.restored and written["file"] is None
+    assert not (tmp_path / "model.tflite").exists()

@@ -1,0 +1,525 @@
+"""The graph that quantization-aware training trains: a tf_keras model with quantization emulated.
+
+It is made of tensorflow-model-optimization's wrappers, but placed here: its own placement knows no
+squeeze-and-excitation, hard-swish, slice or input normalization, quantizes depthwise kernels per
+tensor, and can swap the inputs of a concatenation
+(https://github.com/tensorflow/model-optimization/issues/1061).
+
+What the placement follows is what the int8 kernels of TensorFlow Lite do: one quantization behind
+each fused group of layers (convolution, batch norm, activation), weights by output channel, and one
+common range for all tensors that operations such as a concatenation or a pooling tie together
+(https://ai.google.dev/edge/litert/models/quantization_spec).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+    QuantizeLayer,
+)
+from tensorflow_model_optimization.quantization.keras import (
+    QuantizeConfig,
+    QuantizeWrapperV2,
+)
+from tensorflow_model_optimization.quantization.keras.quantizers import Quantizer
+
+from kapps._errors import InputError
+from kapps.tflite import tf_keras_rebuild as rebuilt
+from kapps.tflite.tf_keras_rebuild import Node
+
+_L = tf_keras.layers
+KERNELS = {_L.Conv2D: "kernel", _L.DepthwiseConv2D: "depthwise_kernel", _L.Dense: "kernel"}
+
+# Operations whose output has the quantization of their inputs.
+_SAME_RANGE = (
+    _L.AveragePooling2D,
+    _L.Concatenate,
+    _L.Flatten,
+    _L.MaxPooling2D,
+    _L.GlobalMaxPooling2D,
+    _L.Reshape,
+    _L.ZeroPadding2D,
+    rebuilt.ChannelPad,
+    rebuilt.ChannelShuffle,
+    rebuilt.ChannelSlice,
+)
+
+# Those of them behind which the converter needs no reminder of it. Where one of the others has two
+# users, it leaves the second in float.
+_MOVES = (
+    _L.Flatten,
+    _L.Reshape,
+    _L.ZeroPadding2D,
+    rebuilt.ChannelPad,
+    rebuilt.ChannelShuffle,
+    rebuilt.ChannelSlice,
+)
+
+_EMA = 0.99  # what a moving range keeps at each step; fine-tuning has some hundred steps
+_LEAST_SCALE = 2.0**-10  # of a channel's weights, share of the largest: else its bias overflows
+
+
+class _WeightQuantizer(Quantizer):
+    """Weights of 8 bits, symmetric: by output channel, and of a dense layer all alike.
+
+    The converter refuses a dense layer by channel ("mismatched quantized axes").
+
+    Args:
+        layer: the layer; see `Projection` for what its weights at the start decide.
+        scale: what the kernel is multiplied by before it is quantized, broadcast against it.
+    """
+
+    def __init__(self, layer: Any, scale: np.ndarray | float) -> None:
+        self.scale, self.kind = np.asarray(scale, "float32"), type(layer)
+        self.projection = Projection.of(getattr(layer, KERNELS[self.kind]).numpy())
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
+    ) -> tf.Tensor:
+        kernel = self.projection(inputs) * self.scale
+        shape = kernel.shape
+        if self.kind is _L.Dense:
+            largest = tf.stop_gradient(tf.maximum(tf.reduce_max(tf.abs(kernel)), 1e-6))
+            return tf.quantization.fake_quant_with_min_max_vars(
+                kernel, -largest, largest, narrow_range=True
+            )
+        if self.kind is _L.DepthwiseConv2D:  # both last axes are output channels
+            kernel = tf.reshape(kernel, (*shape[:2], shape[2] * shape[3]))
+        largest = tf.reduce_max(tf.abs(kernel), axis=list(range(len(kernel.shape) - 1)))
+        largest = tf.maximum(largest, _LEAST_SCALE * tf.reduce_max(largest))
+        largest = tf.stop_gradient(tf.maximum(largest, 1e-6))
+        kernel = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            kernel, -largest, largest, narrow_range=True
+        )
+        return tf.reshape(kernel, shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"scale": self.scale.tolist()}
+
+
+class Projection:
+    """What keeps a kernel pruned and clustered while it is trained on.
+
+    Weights that are exactly zero from pruning stay zero; weights that share a value from clustering
+    move together, by the mean of what each would.
+    """
+
+    def __init__(self, mask: np.ndarray | None, cluster: np.ndarray | None) -> None:
+        self.mask, self.cluster = mask, cluster
+
+    @classmethod
+    def of(cls, weights: np.ndarray) -> Projection:
+        """Told from the numbers: trained floats are neither exactly zero nor equal by chance."""
+        zeros = float(np.mean(weights == 0))
+        values, cluster = np.unique(weights, return_inverse=True)
+        clustered = 1 < len(values) <= min(256, weights.size // 4)
+        return cls(
+            (weights != 0).astype("float32") if 0.05 <= zeros < 1 else None,
+            cluster.reshape(-1).astype("int32") if clustered else None,
+        )
+
+    def __call__(self, kernel: tf.Tensor) -> tf.Tensor:
+        if self.cluster is not None:
+            flat, number = tf.reshape(kernel, (-1,)), int(self.cluster.max()) + 1
+            means = tf.math.unsorted_segment_mean(flat, self.cluster, number)
+            kernel = tf.reshape(tf.gather(means, self.cluster), kernel.shape)
+        return kernel if self.mask is None else kernel * self.mask
+
+
+class _Weights(QuantizeConfig):
+    """Quantizes a layer's kernel, by `quantizer`; what comes out is quantized further on."""
+
+    def __init__(self, attribute: str, quantizer: _WeightQuantizer) -> None:
+        self.attribute, self.quantizer = attribute, quantizer
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Quantizer]]:
+        return [(getattr(layer, self.attribute), self.quantizer)]
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: Sequence[tf.Tensor]) -> None:
+        setattr(layer, self.attribute, quantize_weights[0])
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[Any]:
+        return []
+
+    def set_quantize_activations(self, layer: Any, quantize_activations: Any) -> None:
+        pass
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        return []
+
+    def get_config(self) -> dict[str, Any]:
+        return {"attribute": self.attribute}
+
+
+class _Fixed(Quantizer):
+    """A range that is known beforehand."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
+    ) -> tf.Tensor:
+        return tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high}
+
+
+class _Moving(Quantizer):
+    """The range of a tensor, or the common one of several: one quantizer, a layer for each of them.
+
+    Each member's is the moving average of what the batches had, from the first batch on; the common
+    one is from the smallest to the largest. Before the first training step nothing is quantized.
+
+    Attributes:
+        final: whether the ranges are known for good, so that a file can be made.
+    """
+
+    def __init__(self) -> None:
+        self.final = False
+        self._members: list[dict[str, tf.Variable]] = []
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
+        names = ("low", "high", "steps")
+        own = {n: layer.add_weight(n, (), trainable=False, initializer="zeros") for n in names}
+        self._members.append(own)
+        return own
+
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: dict[str, tf.Variable], **kwargs: Any
+    ) -> tf.Tensor:
+        own = weights
+        if training:
+            keep = tf.where(own["steps"] > 0, _EMA, 0.0)
+            for n, batch in (
+                ("low", tf.minimum(tf.reduce_min(inputs), 0)),
+                ("high", tf.maximum(tf.reduce_max(inputs), 0)),
+            ):
+                own[n].assign(keep * own[n] + (1 - keep) * tf.stop_gradient(batch))
+            own["steps"].assign_add(1)
+        low = tf.reduce_min([member["low"] for member in self._members])
+        high = tf.reduce_max([member["high"] for member in self._members])
+        high = tf.maximum(high, low + 1e-6)
+        quantized = tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)
+        return quantized if self.final else tf.where(own["steps"] > 0, quantized, inputs)
+
+    def finish(self, where: str) -> None:
+        """Raises an `InputError` if there is nothing to quantize by."""
+        if not all(int(member["steps"]) for member in self._members):
+            raise InputError(
+                f"{where} has not been trained since it was made quantization-aware, and knows no "
+                "ranges; train it first, if only for a few steps"
+            )
+        self.final = True
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+class _SubtractMean(tf_keras.layers.Layer):
+    """x - mean by channel, over rows of width * channels: three values do not vectorize."""
+
+    def __init__(self, mean: np.ndarray, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mean = mean
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        _, height, width, channels = x.shape
+        rows = tf.reshape(x, (-1, height, width * channels))
+        rows = rows - np.tile(self.mean, width)
+        return tf.reshape(rows, (-1, height, width, channels))
+
+
+class _Affine(tf_keras.layers.Layer):
+    """act(x + shift) * scale, for constants."""
+
+    def __init__(
+        self, shift: float = 0.0, scale: np.ndarray | float = 1.0, act: str = "", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.shift, self.scale, self.act = shift, scale, act
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        if self.shift:
+            x = x + self.shift
+        if self.act:
+            x = rebuilt.ACTIVATIONS[self.act](x)
+        return x if np.all(self.scale == 1) else x * self.scale
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor that stands for `scale` times what it holds: the next kernel takes the scale up."""
+
+    tensor: Any
+    scale: np.ndarray | float = 1.0
+    positive: bool = False  # nowhere below 0
+
+
+def quantized(model: tf_keras.Model) -> tf_keras.Model:
+    """The model with quantization emulated; it shares its layers, and so its weights.
+
+    Raises:
+        InputError: a layer has no int8 form here; it is named.
+    """
+    return _Builder(model).build()
+
+
+def finish(model: tf_keras.Model) -> None:
+    """Fixes the ranges of a `quantized` model, so that a file can be made of it.
+
+    Raises:
+        InputError: it has not been trained.
+    """
+    for layer in model.layers:
+        quantizer = getattr(layer, "quantizer", None)
+        if isinstance(quantizer, _Moving):
+            quantizer.finish(f"model {model.name!r}")
+
+
+def is_quantized(model: tf_keras.Model) -> bool:
+    """Whether `quantized` made it."""
+    return any(isinstance(layer, QuantizeLayer) for layer in model.layers)
+
+
+def weights_of(model: tf_keras.Model) -> dict[str, list[np.ndarray]]:
+    """The weights of a `quantized` model as a float model has them, by the layer's own name."""
+    values = {}
+    for layer in model.layers:
+        if isinstance(layer, QuantizeWrapperV2):
+            variable, quantizer, _ = layer._weight_vars[0]
+            bias = [layer.layer.bias.numpy()] if layer.layer.use_bias else []
+            values[layer.layer.name] = [quantizer.projection(variable).numpy(), *bias]
+        elif isinstance(layer, _L.BatchNormalization):
+            values[layer.name] = layer.get_weights()
+    return values
+
+
+class _Builder:
+    def __init__(self, model: tf_keras.Model) -> None:
+        self.model = model
+        self.output = rebuilt.output_of(model)
+        self.nodes = _activate_before_concat(list(rebuilt.nodes(model)))
+        self.consumers: dict[str, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.inputs:
+                self.consumers[name].append(node)
+        self.group = _common_ranges(self.nodes)
+        self.ranges: dict[str, _Moving] = defaultdict(_Moving)
+        self.values: dict[str, _Value] = {}
+        self.plain: dict[str, _Value] = {}  # of `values`, those whose scale was multiplied out
+        self.wrapped: set[int] = set()
+
+    def build(self) -> tf_keras.Model:
+        for node in self.nodes:
+            if not node.inputs:
+                image = tf_keras.Input(self.model.input_shape[1:], name=node.layer.name)
+                pixels = QuantizeLayer(_Fixed(0, 255), name="quantize_image")(image)
+                self.values[node.output] = _Value(pixels, positive=True)
+            else:
+                self.values[node.output] = self._call(node)
+        result = self._materialize(self.output, self.model.layers[-1].name)
+        return tf_keras.Model(image, result.tensor, name=self.model.name)
+
+    def _call(self, node: Node) -> _Value:
+        layer = node.layer
+        kind = type(layer)
+        if kind in KERNELS:
+            return self._weighted(node)
+        if kind is rebuilt.ImageNormalization:
+            return self._normalization(node)
+        if kind is rebuilt.Activation:
+            return self._activation(node)
+        if kind is _L.BatchNormalization:
+            return self._batch_norm(node)
+        if kind is _L.Multiply:
+            values = [self.values[name] for name in node.inputs]
+            scale = np.prod([np.asarray(v.scale, "float32") for v in values], axis=0)
+            if any(np.ndim(v.scale) for v in values):
+                values, scale = [self._materialize(n, layer.name) for n in node.inputs], 1.0
+            positive = all(value.positive for value in values)
+            product = layer([value.tensor for value in values])
+            return self._quantize(node, _Value(product, _plain(scale), positive))
+        if kind is _L.Add or (kind is _L.Concatenate):
+            values = [self.values[name] for name in node.inputs]
+            if any(np.ndim(v.scale) or v.scale != values[0].scale for v in values):
+                values = [self._materialize(name, layer.name) for name in node.inputs]
+            result = layer([value.tensor for value in values])
+            positive = all(value.positive for value in values)
+            return self._quantize(node, _Value(result, values[0].scale, positive))
+        if kind in (_L.GlobalAveragePooling2D, *_SAME_RANGE):
+            value = self.values[node.inputs[0]]
+            moved = (_L.Flatten, _L.Reshape, rebuilt.ChannelPad, rebuilt.ChannelShuffle)
+            if np.ndim(value.scale) and kind in (*moved, rebuilt.ChannelSlice):
+                value = self._materialize(node.inputs[0], layer.name)
+            return self._quantize(node, replace(value, tensor=layer(value.tensor)))
+        raise InputError(f"layer {layer.name!r} ({kind.__name__}) has no int8 form for training")
+
+    def _weighted(self, node: Node) -> _Value:
+        """A convolution or dense layer, whose kernel takes up the scale of what comes in."""
+        layer = node.layer
+        if id(layer) in self.wrapped:
+            raise InputError(f"layer {layer.name!r} is used twice; give each use its own layer")
+        self.wrapped.add(id(layer))
+        value = self.values[node.inputs[0]]
+        if np.ndim(value.scale) and getattr(layer, "groups", 1) > 1:
+            value = self._materialize(node.inputs[0], layer.name)
+        attribute = KERNELS[type(layer)]
+        scale = value.scale
+        if np.ndim(scale):  # by input channel, which is the last axis but one of every kernel
+            scale = np.asarray(scale)[:, None]
+        wrapper = QuantizeWrapperV2(layer, _Weights(attribute, _WeightQuantizer(layer, scale)))
+        return self._quantize(node, _Value(wrapper(value.tensor)))
+
+    def _normalization(self, node: Node) -> _Value:
+        layer, value = node.layer, self.values[node.inputs[0]]
+        mean, std = 255 * layer.mean.numpy(), 255 * layer.std.numpy()
+        name = layer.name
+        x = value.tensor
+        if mean.any():
+            x = _SubtractMean(mean, name=f"{name}_mean")(x)
+            # One range for all channels: what is lost of 256 levels is how far the means differ.
+            limits = _Fixed(float(-mean.max()), float(255 - mean.min()))
+            x = QuantizeLayer(limits, name=f"quantize_{name}")(x)
+        return _Value(x, 1 / std)
+
+    def _batch_norm(self, node: Node) -> _Value:
+        before = self._producer(node.inputs[0])
+        if type(before.layer) not in KERNELS or len(self.consumers[node.inputs[0]]) > 1:
+            raise InputError(
+                f"layer {node.layer.name!r}: a batch normalization that does not directly follow a "
+                "convolution or dense layer of its own has no int8 form for training; use int8 "
+                "with calibration"
+            )
+        return self._quantize(node, _Value(node.layer(self.values[node.inputs[0]].tensor)))
+
+    def _activation(self, node: Node) -> _Value:
+        layer, source = node.layer, node.inputs[0]
+        kind, name, value = layer.kind, layer.name, self.values[source]
+        if kind == "relu" and value.positive:
+            return value
+        if kind == "relu":
+            return self._quantize(node, replace(value, tensor=layer(value.tensor), positive=True))
+        value = self._materialize(source, name)
+        x = value.tensor
+        if kind == "relu6":
+            return self._quantize(node, _Value(layer(x), positive=True))
+        if kind == "hard_sigmoid":  # 3 goes into a bias, and 1/6 into the next kernel
+            x = _Affine(3.0, act="relu6", name=name)(x)
+            return self._quantize(node, _Value(x, 1 / 6, positive=True))
+        if kind == "hard_silu":  # likewise; a HARD_SWISH would leave the delegate
+            gate = _Affine(3.0, act="relu6", name=f"{name}_gate")(x)
+            gate = QuantizeLayer(_Fixed(0, 6), name=f"quantize_{name}_gate")(gate)
+            return self._quantize(node, _Value(_L.Multiply(name=name)([x, gate]), 1 / 6))
+        if kind in ("sigmoid", "silu", "softmax"):
+            # The int8 kernels of both have this fixed scale: 1/256, from 0.
+            function = "softmax" if kind == "softmax" else "sigmoid"
+            y = _Affine(act=function, name=name if kind != "silu" else f"{name}_gate")(x)
+            y = QuantizeLayer(_Fixed(0, 255 / 256), name=f"quantize_{name}_{function}")(y)
+            if kind != "silu":
+                return _Value(y, positive=True)
+            return self._quantize(node, _Value(_L.Multiply(name=name)([x, y])))
+        raise InputError(f"layer {name!r}: activation {kind!r} has no int8 form for training")
+
+    def _producer(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.output == name)
+
+    def _materialize(self, name: str, consumer: str) -> _Value:
+        """The value with its scale multiplied out, by an operation of its own."""
+        value = self.values[name]
+        if np.all(value.scale == 1):
+            return value
+        if name not in self.plain:
+            scaled = f"{consumer}_scaled_{len(self.plain)}"
+            x = _Affine(scale=value.scale, name=scaled)(value.tensor)
+            x = QuantizeLayer(_Moving(), name=f"quantize_{scaled}")(x)
+            self.plain[name] = _Value(x, positive=value.positive)
+        return self.plain[name]
+
+    def _quantize(self, node: Node, value: _Value) -> _Value:
+        """With quantization behind it, if nothing that is fused with it follows."""
+        if self._fused(node):
+            return value
+        if isinstance(node.layer, _MOVES):
+            return value  # on the grid already
+        group = self.group[node.output]
+        name = f"quantize_{node.layer.name}"
+        return replace(value, tensor=QuantizeLayer(self.ranges[group], name=name)(value.tensor))
+
+    def _fused(self, node: Node) -> bool:
+        """Whether what follows is computed by the same int8 operation."""
+        followers = self.consumers[node.output]
+        if len(followers) != 1 or node.output == self.output:
+            return False
+        layer = followers[0].layer
+        if isinstance(layer, _L.BatchNormalization):
+            return type(node.layer) in KERNELS
+        if not isinstance(layer, rebuilt.Activation):
+            return False
+        weighted = type(node.layer) in (*KERNELS, _L.BatchNormalization)
+        if layer.kind == "relu":
+            return weighted or isinstance(node.layer, _L.Add)
+        return weighted and layer.kind in ("relu6", "hard_sigmoid")
+
+
+def _plain(scale: Any) -> np.ndarray | float:
+    return scale if np.ndim(scale) else float(scale)
+
+
+def _activate_before_concat(nodes: list[Node]) -> list[Node]:
+    """A ReLU behind a concatenation as one on each of its inputs, where a convolution fuses it."""
+    consumers: dict[str, list[Node]] = defaultdict(list)
+    for node in nodes:
+        for name in node.inputs:
+            consumers[name].append(node)
+    result: list[Node] = []
+    renamed: dict[str, str] = {}
+    for node in nodes:
+        following = consumers[node.output]
+        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
+        if (
+            isinstance(node.layer, _L.Concatenate)
+            and len(following) == 1
+            and getattr(following[0].layer, "kind", "") == "relu"
+        ):
+            relu = following[0]
+            inputs = []
+            for i, name in enumerate(node.inputs):
+                each = rebuilt.Activation("relu", name=f"{relu.layer.name}_{i}")
+                result.append(Node(each, (name,), f"{name}/{relu.layer.name}"))
+                inputs.append(result[-1].output)
+            renamed[relu.output] = node.output
+            node = replace(node, inputs=tuple(inputs))
+        if node.output not in renamed:
+            result.append(node)
+    return result
+
+
+def _common_ranges(nodes: list[Node]) -> dict[str, str]:
+    """For each tensor the name of one of those that it shares its range with."""
+    parent = {node.output: node.output for node in nodes}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for node in nodes:
+        if isinstance(node.layer, _SAME_RANGE):
+            for name in node.inputs:
+                parent[root(name)] = root(node.output)
+    return {name: root(name) for name in parent}

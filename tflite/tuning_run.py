@@ -1,0 +1,316 @@
+"""Fine-tuning a finished run of kapps-train for the phone, with its data and its loop.
+
+What a run leaves in its folder, beside what kapps.tools.runs lists, so that it can be evaluated,
+converted and tuned on like any other:
+
+checkpoints/<phase>/  the last epochs of each phase: prune, cluster, quantize_aware
+weights.safetensors   the weights in the Keras 3 model: pruned, clustered, not quantized
+model.tflite          after quantize_aware: the int8 file
+result.json           accuracies on the validation images
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+import kapps
+from kapps._errors import InputError
+from kapps.tflite import tuning
+from kapps.tflite.conversion import convert
+from kapps.tflite.interpreter import Runner
+from kapps.tools import data, pipeline, runs, training
+from kapps.tools.checkpoints import Checkpoints
+from kapps.tools.optimization import Schedule
+from kapps.tools.recipes import Recipe, get_recipe
+
+_PHASES = ("prune", "cluster", "quantize_aware")
+_EPOCHS = 5
+_RATE = 0.1  # of the run's highest learning rate
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneConfig:
+    """One tuning run. What is None is as in the run that it starts from, where nothing is said."""
+
+    init_from: str
+    """The folder of a finished run."""
+    workdir: str
+    prune: float | None = None
+    """The share of zeros in the end, above 0 and below 1."""
+    cluster: int | None = None
+    """How many different values a kernel keeps."""
+    quantize_aware: bool = False
+    recipe: str | None = None
+    batch_size: int | None = None
+    epochs: int | None = None
+    """Of each phase: by default 5."""
+    learning_rate: float | None = None
+    """By default a tenth of the recipe's."""
+    seed: int = 0
+
+    def phases(self) -> tuple[str, ...]:
+        """What is to be done, in this order.
+
+        Raises:
+            InputError: nothing.
+        """
+        asked = {
+            "prune": self.prune is not None,
+            "cluster": self.cluster is not None,
+            "quantize_aware": self.quantize_aware,
+        }
+        phases = tuple(phase for phase in _PHASES if asked[phase])
+        if not phases:
+            raise InputError("nothing to do: give --quantize_aware, --prune or --cluster")
+        return phases
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneResult:
+    """How a run ended; accuracies are top-1 on the validation images, shares of 0 to 1."""
+
+    model: str
+    weights: str
+    """The file of the tuned weights."""
+    sparsity: float
+    """The share of zeros in the kernels that pruning prunes."""
+    before: float
+    """Of the model that the run started from."""
+    tuned: float
+    """Of the tuned model as it was trained, so with quantization emulated if that was asked for."""
+    restored: float
+    """Of the tuned weights in the Keras 3 model."""
+    file: float | None
+    """Of the int8 file on this machine; None without quantize_aware."""
+    history: tuple[dict[str, Any], ...]
+    """An entry for each epoch, with its phase."""
+
+
+def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
+    """Tunes a run's model, from where an earlier call with the same folder has stopped.
+
+    The phases follow each other, each with all of the recipe's epochs: prune, cluster, and then
+    quantize_aware, which keeps what the earlier ones did. Images, order and augmentation are those
+    of the recipe, by default the one that the run was trained by; there is no warm-up, and no end
+    before the last epoch. Layers that act in training only, such as dropout, are left out.
+
+    Args:
+        config: the run.
+        progress: whether to show a progress bar and a line for each epoch on stderr.
+
+    Raises:
+        InputError: an argument, a file or a folder is at fault; the message says which.
+    """
+    phases, workdir = config.phases(), Path(config.workdir)
+    if config.prune is not None and not 0 < config.prune < 1:
+        raise InputError(f"--prune must be above 0 and below 1, not {config.prune:g}")
+    if workdir.resolve() == Path(config.init_from).resolve():
+        raise InputError("--workdir is the folder of --init_from; choose another one")
+    run = runs.load_run(config.init_from)
+    start = json.loads((Path(config.init_from) / "config.json").read_text())  # checked above
+    recipe = _recipe(config, start)
+    dataset = data.load(run.dataset, run.data_dir)
+    if dataset.class_names != run.class_names:
+        raise InputError(f"the run in {config.init_from} knows other classes than {run.dataset!r}")
+    settings = {
+        **runs.settings_of(_train_config(config, start["model"], run, recipe), recipe, dataset),
+        "init_from": config.init_from,
+        "init_sha256": _weights_sum(config.init_from),
+        **{phase: getattr(config, phase) for phase in _PHASES},
+    }
+    runs.check_same_run(workdir, settings)
+    finished = _finished(workdir)
+    if finished is not None:
+        if progress:
+            print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
+        return finished
+    if len(dataset.train) < recipe.batch_size:
+        raise InputError(
+            f"a batch of {recipe.batch_size} images is more than the {len(dataset.train)} training "
+            f"images of {run.dataset}; choose a smaller --batch_size"
+        )
+    runs.write_json(workdir / "config.json", settings)
+
+    def top1(model: Any) -> float:
+        return training.evaluate(
+            model, dataset.validation, image_size=run.image_size, crop=run.crop
+        ).top1
+
+    model, history = run.model, []
+    before = top1(model)
+    for phase in phases:
+        keras.utils.set_random_seed(config.seed)  # where clusters start
+        steps = len(dataset.train) // recipe.batch_size * recipe.epochs
+        tuned = _tuned(phase, config, model, steps)
+        history += _train(tuned, phase, recipe, dataset, config.seed, workdir, progress)
+        model = tuning.restore(tuned, model)
+    weights, file = workdir / "weights.safetensors", None
+    if "quantize_aware" in phases:
+        file = _write_file(tuned, workdir / "model.tflite", dataset, run)
+    kapps.save_weights(model, weights)
+    result = TuneResult(
+        model=start["model"],
+        weights=str(weights),
+        sparsity=tuning.sparsity(model),
+        before=before,
+        tuned=top1(tuned),
+        restored=top1(model),
+        file=file,
+        history=tuple(history),
+    )
+    runs.write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
+    return result
+
+
+def _recipe(config: TuneConfig, start: dict[str, Any]) -> Recipe:
+    """The recipe to tune by: that of the run, or the one that is asked for, made gentle."""
+    if config.recipe is not None:
+        base = get_recipe(config.recipe)
+    else:
+        fields = {field.name for field in dataclasses.fields(Recipe)}
+        told = {name: value for name, value in start.items() if name in fields}
+        base = Recipe(source="", command="", expected="", **told)
+    rate = config.learning_rate
+    return dataclasses.replace(
+        base,
+        batch_size=base.batch_size if config.batch_size is None else config.batch_size,
+        epochs=_EPOCHS if config.epochs is None else config.epochs,
+        learning_rate=_RATE * base.learning_rate if rate is None else rate,
+        image_size=int(start["image_size"]),
+        warmup_epochs=0.0,
+        stop_at=None,
+    )
+
+
+def _train_config(config: TuneConfig, model: str, run: runs.Run, recipe: Recipe) -> Any:
+    return runs.TrainConfig(
+        model, run.dataset, config.workdir, run.data_dir, recipe=recipe, seed=config.seed
+    )
+
+
+def _weights_sum(folder: str) -> str:
+    """The SHA-256 of a run's weights: another training in the same folder is another start."""
+    return hashlib.sha256((Path(folder) / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def _tuned(phase: str, config: TuneConfig, model: keras.Model, steps: int) -> tf_keras.Model:
+    if phase == "prune":
+        # More and more through the first half, so that the second half can make up for it: Zhu and
+        # Gupta 2017, "To prune, or not to prune", section 3.
+        schedule = tfmot.sparsity.keras.PolynomialDecay(
+            0.0, config.prune, 0, max(steps // 2, 1), frequency=max(steps // 40, 1)
+        )
+        return tuning.prune(model, schedule)
+    if phase == "cluster":
+        assert config.cluster is not None
+        return tuning.cluster(model, config.cluster)
+    return tuning.quantize_aware(model)
+
+
+def _train(
+    tuned: tf_keras.Model,
+    phase: str,
+    recipe: Recipe,
+    dataset: data.Dataset,
+    seed: int,
+    workdir: Path,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """Trains in place; returns an entry for each epoch."""
+    if recipe.bn_momentum is not None:
+        for layer in tuned.layers:
+            if isinstance(layer, tf_keras.layers.BatchNormalization):
+                layer.momentum = recipe.bn_momentum
+    logits = tuning.logits(tuned)
+    optimizer = _optimizer(
+        recipe, len(dataset.train) // recipe.batch_size, logits.trainable_variables
+    )
+    strategy = tf.distribute.get_strategy()
+    checkpoints = Checkpoints(
+        workdir / "checkpoints" / phase, strategy, _named(tuned), _named(optimizer)
+    )
+    checkpoints.restore()
+    loop = training.Loop(strategy, logits, optimizer, recipe, dataset, seed)
+    training.run_epochs(loop, checkpoints, workdir, f"{tuned.name} {phase}", progress)
+    return [{"phase": phase, **row} for row in checkpoints.state.history]
+
+
+class _Rate(tf_keras.optimizers.schedules.LearningRateSchedule):
+    """The trainer's schedule, as tf_keras wants it."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step)
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+def _optimizer(recipe: Recipe, steps_per_epoch: int, variables: Sequence[tf.Variable]) -> Any:
+    """The recipe's optimizer, as the trainer's, in tf_keras."""
+    rate = _Rate(Schedule(recipe, steps_per_epoch))
+    if recipe.optimizer == "adamw":
+        optimizer = tf_keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+    else:
+        optimizer = tf_keras.optimizers.SGD(
+            rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
+    optimizer.build(variables)
+    return optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Variable:
+    path: str
+    name: str
+    value: tf.Variable
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """Variables of tf_keras as `Checkpoints` takes those of Keras 3: with a path."""
+
+    name: str
+    variables: list[_Variable]
+
+
+def _named(owner: Any) -> Any:
+    """By position: names are not unique, and depend on what else the process has built."""
+    variables = owner.variables() if callable(owner.variables) else owner.variables
+    return _Named(
+        "tuned", [_Variable(str(i), str(i), variable) for i, variable in enumerate(variables)]
+    )
+
+
+def _write_file(tuned: tf_keras.Model, path: Path, dataset: data.Dataset, run: runs.Run) -> float:
+    """Writes the int8 file, and returns its top-1 on the validation images."""
+    images, labels = pipeline.images(dataset.validation, run.image_size, run.crop)
+    convert(tuned, path, quantization="int8", verification=images[:256], labels=run.class_names)
+    return float(np.mean(Runner(path).predict(images).argmax(axis=1) == labels))
+
+
+def _finished(workdir: Path) -> TuneResult | None:
+    file, weights = workdir / "result.json", workdir / "weights.safetensors"
+    if not file.is_file() or not weights.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text())
+        values["weights"], values["history"] = str(weights), tuple(values["history"])
+        return TuneResult(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is damaged; delete it, or choose another --workdir") from error
