@@ -5,7 +5,13 @@ from setuptools import setup
 # `tools/` and `tflite/` install as `kapps.tools` and `kapps.tflite`: nothing of those bare names
 # reaches site-packages (PyPI has a `tflite` of its own).
 setup(
-    packages=["kapps", "kapps.tools", "kapps.tflite"],
+    packages=[
+        "kapps",
+        "kapps.tools",
+        "kapps.tflite",
+        "kapps.tflite.devices",
+        "kapps.tflite.passes",
+    ],
     package_dir={"kapps": "kapps", "kapps.tools": "tools", "kapps.tflite": "tflite"},
     package_data={"kapps": ["py.typed", "weights_index.csv"]},
 )

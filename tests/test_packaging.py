@@ -19,7 +19,13 @@ import kapps
 
 ROOT = Path(__file__).parent.parent
 # package -> its folder in the repository
-PACKAGES = {"kapps": "kapps", "kapps/tools": "tools", "kapps/tflite": "tflite"}
+PACKAGES = {
+    "kapps": "kapps",
+    "kapps/tools": "tools",
+    "kapps/tflite": "tflite",
+    "kapps/tflite/devices": "tflite/devices",
+    "kapps/tflite/passes": "tflite/passes",
+}
 NOT_PACKAGED = shutil.ignore_patterns(
     ".*", "__pycache__", "bazel*", "build", "dist", "tests", "*.egg-info"
 )
@@ -108,20 +114,26 @@ def test_metadata(wheel):
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 
-PROGRAMS = ["train", "evaluate", "demo", "summary"]
+PROGRAMS = {
+    **{program: f"kapps.tools.{program}" for program in ("train", "evaluate", "demo", "summary")},
+    **{
+        program: f"kapps.tflite.{program}_main"
+        for program in ("convert", "compare", "inspect", "tune", "benchmark", "report")
+    },
+}
 
 
 def test_commands(wheel):
     parsed = configparser.ConfigParser()
     parsed.read_string(dist_info(wheel, "entry_points.txt"))
     assert dict(parsed["console_scripts"]) == {
-        f"kapps-{p}": f"kapps.tools.{p}:run" for p in PROGRAMS
+        f"kapps-{program}": f"{module}:run" for program, module in PROGRAMS.items()
     }
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_program_tells_its_flags(program, tmp_path):
-    shown = python("-m", f"kapps.tools.{program}", "--help", cwd=tmp_path)
+    shown = python("-m", PROGRAMS[program], "--help", cwd=tmp_path)
     assert f"usage: kapps-{program}" in shown
 
 

@@ -149,7 +149,9 @@ def test_phone_models_convert(name, digits, tmp_path, mediapipe_scores):
             assert Runner(result.path).delegate_pieces == 1
     files = [tmp_path / f"{quantization}.tflite" for quantization in ("float32", "int8")]
     for file, scores in mediapipe_scores(files, images[:4]).items():
-        np.testing.assert_allclose(scores, Runner(file).predict(images[:4]), atol=1e-5)
+        # MediaPipe brings a runtime of its own, whose integers may round the other way.
+        step = Runner(file).output_quantization[0]
+        np.testing.assert_allclose(scores, Runner(file).predict(images[:4]), atol=step + 1e-5)
 
 
 # MediaPipe: the code that runs in Android apps.
