@@ -30,7 +30,9 @@ demo: $(VENV)/.all
 test: export KAPPS_MEDIAPIPE_PYTHON = $(abspath $(MEDIAPIPE_VENV))/bin/python
 test: $(VENV)/.dev $(MEDIAPIPE_VENV)/.done
 	$(VENV)/bin/python -m pytest --numprocesses=2 tests/test_models.py $(PYTEST_ARGS)
-	$(VENV)/bin/python -m pytest --ignore=tests/test_models.py $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
+	  --ignore=tests/test_models.py --ignore=tests/test_packaging.py $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest tests/test_packaging.py $(PYTEST_ARGS)
 
 test-quick: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest --numprocesses=2 -m 'not slow' $(PYTEST_ARGS)
