@@ -40,8 +40,15 @@ def require():
 class Phone:
     """The daemon. `folder`/bin holds the phone's own commands, `space` is its disk's, in bytes."""
 
-    def __init__(self, folder: Path, *, trusts: bool = True, space: int = 1 << 30) -> None:
-        self.folder, self.space = folder, space
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        trusts: bool = True,
+        space: int = 1 << 30,
+        features: str = "shell_v2,cmd",
+    ) -> None:
+        self.folder, self.space, self.features = folder, space, features
         self._trusts = trusts
         for name in ("bin", *(below[1:] for below in _FOLDERS)):
             (folder / name).mkdir(parents=True)
@@ -101,8 +108,8 @@ class _Connection:
                 data = _exactly(self._connection.recv, size)
                 if command in (b"CNXN", b"AUTH"):
                     if self._phone._trusts:
-                        banner = b"device::ro.product.model=Test;features=shell_v2,cmd"
-                        self.send(b"CNXN", _VERSION, _MAX_DATA, banner)
+                        banner = f"device::ro.product.model=Test;features={self._phone.features}"
+                        self.send(b"CNXN", _VERSION, _MAX_DATA, banner.encode())
                     else:
                         self.send(b"AUTH", _TOKEN, 0, os.urandom(20))
                 elif command == b"OPEN":

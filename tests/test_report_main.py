@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_tflite_report import _page
+from tflite_crafted import crafted_file
 from tflite_net import LABELS
 
 from kapps import InputError
@@ -120,7 +121,7 @@ def test_the_table_of_models(results, tmp_path):
         ["NetA", "98.12", "97.50", "98.00", "2 → 1", "12.3 → 5.68", f"120 → {NONE}"],
         ["NetB", "90.00", NONE, NONE, "2 → 1", f"3.00 → {NONE}", NONE],
     ]
-    assert f"- Device A: {PHONE}, cpu, 1 thread\n" in text
+    assert "- Device A: Some &lt;Phone> & co, cpu, 1 thread\n" in text
     assert "- Top-1, %: of the files, on digits, test split, 360 images\n" in text
 
 
@@ -250,7 +251,8 @@ def test_no_such_file_and_nothing(tmp_path):
         *(("top1", value) for value in (float("nan"), 1.5, -0.1, "0.9", True, None, 10**400)),
         *(("images", value) for value in (0, 1.5, True)),
         *(("sha256", value) for value in ("", "x" * 64, "A" * 64, 7)),
-        *(("model", value) for value in ("", [], None)),
+        *(("model", value) for value in ("", [], None, "\ud800", "a\nb", "x" * 1001)),
+        *(("dataset", value) for value in ("two\nlines", "\x1b[31m")),
     ],
 )
 def test_an_accuracy_that_cannot_be(tmp_path, field, value):
@@ -259,6 +261,16 @@ def test_an_accuracy_that_cannot_be(tmp_path, field, value):
     path.write_text(json.dumps(values))
     with pytest.raises(InputError, match=f"'{field}' is "):
         read_accuracy(path)
+
+
+def test_a_variant_is_no_formula(tmp_path):
+    values = _accuracy("N <b>", "$\\foo$", 0.5)
+    write_accuracy(values, tmp_path / "a.json")
+    latency = _latency("N", "x", 1.0, sha256=values.sha256, size_bytes=values.size_bytes)
+    paths = [tmp_path / "a.json", write_results([latency], tmp_path / "b.json")]
+    _, text, page = write_overview(read_overview(paths), tmp_path, title="t")
+    assert "| N &lt;b> | $\\foo$ |" in text.read_text()
+    assert re.search(r"<text[^>]*>\$\\foo\$</text>", page.read_text())  # in the legend
 
 
 def test_accuracies_come_back(tmp_path):
@@ -366,6 +378,37 @@ def test_a_file_that_is_none(tmp_path):
         describe(tmp_path / "bad.tflite")
     with pytest.raises(InputError, match=r"no such file: absent\.tflite"):
         describe("absent.tflite")
+
+
+@pytest.mark.parametrize("shape", [[1, 1, 1, 12], [1, 2, 2, 3], [12], [2, 6], [1, 1, 12]])
+def test_what_is_no_classifier(shape, tmp_path):
+    path = tmp_path / "a.tflite"
+    path.write_bytes(crafted_file(shape))
+    message = f"a.tflite gives {shape}: expected [1, classes]"
+    with pytest.raises(InputError, match=re.escape(message)):
+        describe(path)
+    images, labels = np.zeros((3, 4, 4, 3), "uint8"), np.zeros(3, int)
+    with pytest.raises(InputError, match=re.escape(message)):
+        evaluate_file(path, [(images, labels)], dataset="d", split="s")
+
+
+def test_a_quantized_file_of_tensorflow_1(tmp_path):
+    path = tmp_path / "a.tflite"
+    path.write_bytes(crafted_file([1, 12], "UINT8"))
+    assert describe(path).variant == "int8"
+    assert describe(path).classes == 12
+    path.write_bytes(crafted_file([1, 12]))
+    assert describe(path).variant == "float32"
+
+
+def test_a_file_of_any_name(tmp_path):
+    path = tmp_path / "two\nlines.tflite"
+    path.write_bytes(crafted_file([1, 12]))
+    images, labels = np.zeros((3, 4, 4, 3), "uint8"), np.zeros(3, int)
+    result = evaluate_file(path, [(images, labels)], dataset="a\nb", split="s")
+    write_accuracy(result, tmp_path / "r.json")
+    assert read_accuracy(tmp_path / "r.json") == result
+    assert (result.file, result.dataset, result.top1) == ("two lines.tflite", "a b", 1.0)
 
 
 def test_images_that_do_not_fit(conversions, digits):

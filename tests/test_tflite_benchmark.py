@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shlex
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +20,9 @@ import sshd
 from kapps import InputError
 from kapps.tflite import _child
 from kapps.tflite.benchmarking import benchmark, read_results, table, write_results
-from kapps.tflite.devices import ssh
+from kapps.tflite.devices import benchmark_tool, ssh
 from kapps.tflite.devices.benchmark_tool import Launch, parse_result, parse_text
-from kapps.tflite.latency import STOP_RULES, Latency, StopRule
+from kapps.tflite.latency import STOP_RULES, Latency, StopRule, identity
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -40,6 +42,8 @@ def result(tmp_path):
         initialization_ms=7.5,
         delegate_pieces=1,
         peak_memory_mb=3.25,
+        sha256=hashlib.sha256(b"x" * 1000).hexdigest(),
+        size_bytes=1000,
         notes={"cores": "4, 5"},
         versions={"kapps": "1"},
     )
@@ -69,9 +73,12 @@ def test_what_samples_give(result):
     assert (result.mean_ms, result.std_ms) == (50.5, np.std(SAMPLES))
     assert (result.runs, result.launches, result.launch_p50_ms) == (100, 1, (50.5,))
     assert result.stop_rule == "at least 64 runs and 6 s"
+
+
+def test_the_identity_of_a_file(result):
     # of the program sha256sum
-    assert result.sha256 == "44f8354494a5ba03ba1792a8d3e9c534c47a9181980fde7a3f44b06ef2ae7c7f"
-    assert result.size_bytes == 1000
+    sha256 = "44f8354494a5ba03ba1792a8d3e9c534c47a9181980fde7a3f44b06ef2ae7c7f"
+    assert identity(result.file) == (sha256, 1000)
 
 
 def test_written_results_are_read_again(result, of_a_tool, tmp_path):
@@ -80,15 +87,23 @@ def test_written_results_are_read_again(result, of_a_tool, tmp_path):
     assert read_results(path) == [dataclasses.replace(r, file=name) for r in (result, of_a_tool)]
 
 
+@pytest.mark.parametrize("name", ["two\nlines.tflite", "\udcff.tflite", "\n"])
+def test_a_file_of_any_name_is_written_and_read(name, result, tmp_path):
+    path = write_results([dataclasses.replace(result, file=Path(name))], tmp_path / "r.json")
+    (read,) = read_results(path)
+    assert read.file.name.isprintable()
+    assert read.sha256 == result.sha256
+
+
 BAD = {
-    "p50_ms": ["1", -1, float("nan"), float("inf"), True, []],
+    "p50_ms": ["1", -1, float("nan"), float("inf"), True, [], 10**400],
     "file": ["../x", "", 1, "a\nb"],
     "sha256": ["", "z" * 64, None],
     "runs": [0, 1.5, True, -1, None],
     "samples_ms": [1, [None], ["1"], [-1.0], {"a": 1}],
     "notes": [[], {"a": 1}, {"a": "b\n"}],
     "accelerator": ["tpu", None, []],
-    "delegate_pieces": [-1, 0.5, False],
+    "delegate_pieces": [-1, 0.5, 0.0, False],
     "device": [None, "x" * 1001],
     "mean_ms": [None],
 }
@@ -167,6 +182,8 @@ def test_the_table(result, of_a_tool):
         ({"binary": "x"}, "leave --benchmark_binary out"),
         ({"threads": 0}, "at least 1"),
         ({"launches": 0}, "at least 1"),
+        ({"time_limit": 5}, "1 files of 6 s each take over 5 s: raise --time_limit"),
+        ({"time_limit": 5, "device": "adb"}, "raise --time_limit"),
     ],
 )
 def test_bad_arguments(settings, message, result):
@@ -223,7 +240,7 @@ def test_a_board_with_the_tool(pushed, board, result, tmp_path):
         assert measured.notes["transport"] == "ssh:board"
         assert " before, " in measured.notes["governors"]
         assert measured.sha256 == result.sha256
-        assert f", {os.cpu_count()} cores, Linux " in measured.device
+        assert f", {len(os.sched_getaffinity(0))} cores, Linux " in measured.device
     assert len((board.home / "log").read_text().splitlines()) == 10
     assert "--num_runs=13 --min_secs=1.2 " in (board.home / "log").read_text()
     assert [path.name for path in board.home.iterdir()] == ["log"]
@@ -265,6 +282,42 @@ def test_the_tools_text(text, launch):
     assert parse_text(text) == launch
 
 
+@pytest.mark.parametrize("footprint", ["-5", "9e99", "1e400", "."])
+def test_a_footprint_that_cannot_be_is_not_told(footprint):
+    text = "count=1 curr=9\ncount=3 curr=1200 (all same)\n"
+    told = "Memory footprint delta from the start of the tool (MB): init=1 overall="
+    assert parse_text(f"{text}{told}7.5").peak_memory_mb == 7.5
+    assert parse_text(f"{text}{told}{footprint}").peak_memory_mb is None
+
+
+@pytest.mark.parametrize(("kib", "expected"), [(2048, 2.0), (-1, None), (1 << 60, None)])
+def test_the_footprint_of_a_result_file(kib, expected):
+    def varint(value):
+        value &= (1 << 64) - 1
+        content = b""
+        while value >> 7:
+            content += bytes([value & 127 | 128])
+            value >>= 7
+        return content + bytes([value])
+
+    latency = struct.pack("<BfBf", 1 << 3 | 5, 2.0, 4 << 3 | 5, 0.5)
+    memory, runs = b"\x10" + varint(kib), b"\x10\x07"
+    content = b"".join(
+        bytes([number << 3 | 2, len(part)]) + part
+        for number, part in ((2, latency), (3, memory), (4, runs))
+    )
+    assert parse_result(content) == Launch(7, 2.0, 0.5, None, None, None, expected)
+
+
+def test_a_launch_changes_the_time_of_its_folder(tmp_path):
+    """By which a run in use is told from one that was left behind."""
+    for _ in range(2):
+        os.utime(tmp_path, (0, 0))
+        subprocess.run(["sh", "-c", benchmark_tool._START, tmp_path, "true"], check=True)
+        assert tmp_path.stat().st_mtime > 0
+    assert (tmp_path / "pid").read_text().strip().isdigit()
+
+
 def test_no_content_of_a_result_file_does_harm():
     rng = np.random.default_rng(0)
     for _ in range(2000):
@@ -287,7 +340,8 @@ def test_mutants_of_a_file(conversions, tmp_path):
             mutant[at] = rng.integers(0, 256)
         path = tmp_path / f"{number}.tflite"
         path.write_bytes(mutant)
-        requests.append({"paths": [str(path)], "threads": 1, "warmup": 0} | _SHORT)
+        request = {"paths": [str(path)], "folder": str(tmp_path), "threads": 1, "warmup": 0}
+        requests.append(request | _SHORT)
     outcomes = _child.run_each("_measure", requests, time_limit=10.0)
     bad = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
     assert bad
@@ -297,7 +351,7 @@ def test_mutants_of_a_file(conversions, tmp_path):
         assert "\n" not in str(error)
 
 
-_SHORT = {"min_runs": 1, "min_seconds": 0}
+_SHORT = {"min_runs": 1, "min_seconds": 0, "turn_ms": 1}
 
 
 # The binary.

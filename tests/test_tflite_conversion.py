@@ -463,6 +463,19 @@ def test_a_model_of_no_fixed_size(tmp_path):
         convert(model, tmp_path / "net.tflite", verification=_images())
 
 
+def test_a_model_of_two_outputs(tmp_path):
+    image = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(image)
+    model = keras.Model(image, [layers.Dense(10, "softmax")(x), layers.Dense(2)(x)], name="two")
+    with pytest.raises(InputError, match="'two' is no image classifier"):
+        convert(model, tmp_path / "net.tflite", verification=_images())
+
+
+def test_the_name_of_a_file_in_place_of_a_model(tmp_path):
+    with pytest.raises(InputError, match="'net.keras' is no image classifier"):
+        convert("net.keras", tmp_path / "net.tflite", verification=_images())
+
+
 def test_a_model_that_is_no_classifier(tmp_path):
     image = keras.Input((16, 16, 3))
     model = keras.Model(image, layers.Conv2D(4, 3)(image), name="odd")

@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from tflite_crafted import crafted_file
 from tflite_net import LABELS
 from tflite_plain import plain_file, plain_net
 
 from kapps import InputError
-from kapps.tflite import Metadata
+from kapps.tflite import Metadata, _inspect
 from kapps.tflite._reasons import UNKNOWN
 from kapps.tflite._versions import newest, oldest_runtime
 from kapps.tflite.inspection import Inspection, float_operations, inspect, inspect_each
@@ -291,3 +292,25 @@ def test_the_program(files, tmp_path):
     answer = _run()
     assert answer.returncode == 2
     assert answer.stderr == "kapps-inspect: error: FILE... must be given; --help says more\n"
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number(scale, tmp_path):
+    """JSON has no such number."""
+    path = tmp_path / "a.tflite"
+    path.write_bytes(crafted_file([1, 12], scale=scale))
+    with pytest.raises(InputError, match=r"a\.tflite: tensor 1 has a scale that is no finite"):
+        inspect(path)
+
+
+def test_an_error_in_the_flatbuffer_is_the_one_that_is_told(tmp_path, monkeypatch):
+    """What its traceback holds of the file does not hide it."""
+    path = tmp_path / "a.tflite"
+    path.write_bytes(crafted_file([1, 12], reads=(1, 9999)))
+
+    def refuse(path, threads):
+        raise InputError(f"{path}: Encountered unresolved custom op: X")
+
+    monkeypatch.setattr(_inspect, "load_interpreter", refuse)
+    with pytest.raises(InputError, match="tensor 9999 of 4 is referred to"):
+        _inspect.work({"path": str(path)}, lambda **message: None)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
+from tflite_crafted import crafted_file
 
 from kapps import InputError
-from kapps.tflite import measure
+from kapps.tflite import _child, latency, measure
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -49,6 +56,59 @@ def test_progress_goes_up_to_one(conversions):
     assert shares == sorted(shares)
     assert shares[0] > 0
     assert shares[-1] == 1
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        *([], [1.0, float("nan")], [float("inf")], [0.0], [-1.0], [[1.0]], [1]),
+        np.array([1.0], "float32"),
+        np.array([None]),
+    ],
+)
+def test_times_that_cannot_be(times, tmp_path):
+    np.save(tmp_path / "0.npy", np.asarray(times))
+    with pytest.raises(InputError, match=r"a\.tflite makes its reader send .*is the file intact\?"):
+        latency._samples(tmp_path / "0.npy", Path("a.tflite"))
+
+
+@pytest.mark.parametrize("size", [None, 0, 10, 100, 135])
+def test_saved_times_that_are_cut_short(size, tmp_path):
+    path = tmp_path / "0.npy"
+    if size is not None:
+        np.save(path, np.ones(1))
+        assert latency._samples(path, Path("a.tflite")).tolist() == [1.0]
+        os.truncate(path, size)
+    with pytest.raises(InputError, match="makes its reader send garbage"):
+        latency._samples(path, Path("a.tflite"))
+
+
+def test_a_file_that_is_replaced_meanwhile(tmp_path):
+    """The result is of the file that was measured."""
+    path, other = tmp_path / "a.tflite", tmp_path / "b.tflite"
+    content = crafted_file([1, 12])
+    path.write_bytes(content)
+    other.write_bytes(crafted_file([1, 12], "UINT8"))
+    (result,) = measure(
+        [path],
+        min_runs=1,
+        min_seconds=0,
+        progress=lambda share: other.replace(path) if share == 1 else None,
+    )
+    assert not other.exists()
+    assert result.sha256 == hashlib.sha256(content).hexdigest()
+    assert result.size_bytes == len(content)
+
+
+def test_samples_do_not_pass_as_text(tmp_path):
+    """There may be millions, and what a child may send is limited."""
+    path, messages = tmp_path / "a.tflite", []
+    path.write_bytes(crafted_file([1, 12]))
+    request = {"paths": [str(path)], "folder": str(tmp_path), "threads": 1, "warmup": 0}
+    request |= {"min_runs": 20_000, "min_seconds": 0, "turn_ms": 50}
+    _child.run("_measure", request, time_limit=60, on_message=messages.append)
+    assert len(np.load(tmp_path / "0.npy")) >= 20_000
+    assert len(json.dumps(messages)) < 20_000
 
 
 def test_nothing_to_measure():

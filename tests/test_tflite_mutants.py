@@ -10,10 +10,12 @@ import itertools
 import numpy as np
 import pytest
 from tflite_mutants import byte_mutants, structure_mutants
+from tflite_net import small_net
 from tflite_plain import plain_net
 
 from kapps import InputError
-from kapps.tflite import _child
+from kapps.tflite import _child, compare_layers, measure
+from kapps.tflite.benchmarking import table
 from kapps.tflite.inspection import Inspection, inspect, inspect_each
 
 _TIME_LIMIT = 8.0  # seconds a file; a sound one takes 0.01
@@ -66,7 +68,7 @@ def _compare(files, folder):
 def _benchmark(files, folder):
     """The part of the measurement that opens the file."""
     once = {"threads": 1, "warmup": 0, "min_runs": 1, "min_seconds": 0, "turn_ms": 1}
-    requests = [{"paths": [str(path)], **once} for path in files]
+    requests = [{"paths": [str(path)], "folder": str(folder), **once} for path in files]
     return _child.run_each("_measure", requests, time_limit=_TIME_LIMIT)
 
 
@@ -102,6 +104,36 @@ def test_a_few_bad_files(task, few, tmp_path, record_property):
 @pytest.mark.parametrize("task", _TASKS)
 def test_all_bad_files(task, many, tmp_path, record_property):
     _check(many, task(many, tmp_path), record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sort", ["byte_mutants", "structure_mutants"])
+def test_accepted_mutants_through_the_whole_of_it(sort, few, record_property):
+    """What comes back from a file that its reader accepts does no harm to this process either."""
+    mutants = [path for path in few if path.name.startswith(sort)]
+    inspections = inspect_each(mutants, time_limit=_TIME_LIMIT)
+    accepted = [
+        path
+        for path, answer in zip(mutants, inspections, strict=True)
+        if isinstance(answer, Inspection)
+    ]
+    image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype="uint8")
+    model, refused = small_net(), 0
+    sample = accepted[:20]
+    assert len(sample) > 5
+    for path in sample:
+        for work in (
+            lambda path: compare_layers(model, path, image, time_limit=_TIME_LIMIT).table(),
+            lambda path: table(measure([path], min_runs=1, min_seconds=0, time_limit=_TIME_LIMIT)),
+        ):
+            try:
+                assert work(path)
+            except InputError as error:
+                refused += 1
+                assert str(path) in str(error)
+                assert len(str(error)) <= 1000
+    record_property("refused", refused)
+    assert refused < 2 * len(sample)
 
 
 def test_what_inspection_makes_of_an_accepted_mutant_can_be_shown(few):

@@ -106,7 +106,7 @@ def test_markdown_has_every_figure_and_the_device(tmp_path):
     path = write_report(ROWS, tmp_path, title="Some title", facts={"Data": "digits"})[1]
     text = path.read_text()
     assert text.startswith("# Some title\n\n- Data: digits\n")
-    assert f"Latency of one image on {DEVICE}." in text
+    assert "Latency of one image on host: Some &lt;CPU> & co, 2 cores." in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(ROWS)
     assert len({line.count("|") for line in lines}) == 1

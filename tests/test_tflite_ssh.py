@@ -20,7 +20,13 @@ import sshd
 from kapps import InputError
 from kapps.tflite import convert
 from kapps.tflite.devices import benchmark_tool
-from kapps.tflite.devices.board import board_state, has_tool, measure_board, remote_folder
+from kapps.tflite.devices.board import (
+    board_state,
+    has_tool,
+    measure_board,
+    remote_folder,
+    state_words,
+)
 from kapps.tflite.devices.ssh import Ssh, _split
 from kapps.tflite.latency import StopRule
 
@@ -319,14 +325,17 @@ def test_clocks_and_temperatures(steady, tmp_path):
         folder = tmp_path / f"devices/system/cpu/cpu{cpu}/cpufreq"
         folder.mkdir(parents=True)
         (folder / "scaling_governor").write_text(f"{governor}\n")
-    for zone, (name, value) in enumerate([("cpu-thermal", "48312"), ("odd \x1b one", "-1500")]):
+    zones = [("cpu-thermal", "48312"), ("odd \x1b one", "-1500"), ("cpu-thermal", "31000")]
+    for zone, (name, value) in enumerate(zones):
         folder = tmp_path / f"class/thermal/thermal_zone{zone}"
         folder.mkdir(parents=True)
         (folder / "type").write_text(f"{name}\n")
         (folder / "temp").write_text(f"{value}\n")
     state = board_state(steady, str(tmp_path))
-    assert state.temperatures == {"cpu-thermal": 48.312, "odd  one": -1.5}
+    assert state.temperatures == {"cpu-thermal": 48.312, "odd   one": -1.5}
     assert state.governors == ("ondemand", "performance")
+    assert state_words(state)["hottest zone"] == "48.3 °C"
+    assert state_words(state)["governors"] == "ondemand, performance"
 
 
 # What a build of benchmark_model prints that has no --result_file_path.
@@ -342,15 +351,11 @@ def _by_tool(ssh, nets, binary=None):
         return benchmark_tool.measure_remote(
             ssh,
             nets,
+            benchmark_tool.Settings(1, "cpu", StopRule(20, 0.0), launches=2, time_limit=60),
             root=folder,
             device=benchmark_tool.linux_device(ssh),
             binary=binary,
-            threads=1,
-            accelerator="cpu",
-            stop_rule=StopRule(20, 0.0),
-            launches=2,
-            time_limit=60,
-            state=lambda: benchmark_tool.linux_state(ssh),
+            state=lambda: state_words(board_state(ssh)),
             notes={},
         )
 
@@ -438,7 +443,7 @@ def test_the_tool_is_killed(board, nets, name):
 
 def test_the_measurement_fails(board, nets):
     _fake_measurement(board, "printf 'Traceback\\n\\033[31mMemoryError: x\\n' >&2; exit 1")
-    _fails(board, nets, r"ssh:board: the measurement failed: \[31mMemoryError: x")
+    _fails(board, nets, r"ssh:board: the measurement failed: +\[31mMemoryError: x")
 
 
 GOOD = {

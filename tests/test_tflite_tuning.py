@@ -98,18 +98,6 @@ class File:
         details = self.interpreter.get_tensor_details()
         return [tensor["name"] for tensor in details if tensor["dtype"] == np.float32]
 
-    def kernels(self):
-        """The int8 constants of 2 and more dimensions."""
-        return [
-            self.interpreter.get_tensor(tensor["index"])
-            for tensor in self.interpreter.get_tensor_details()
-            if tensor["dtype"] == np.int8
-            and "FakeQuant" in tensor["name"]
-            # An activation has the batch first; a constant is readable before any run.
-            and len(tensor["shape"]) == 4
-            and tensor["shape"][0] != 1
-        ]
-
 
 def kernels_of(model):
     return {layer.name: layer.get_weights()[0] for layer in tuning._prunable(model)}
@@ -198,6 +186,7 @@ def test_pruned_stays_pruned(net, digits):
     pruned = steps(tuning.prune(net, 0.5), images, labels)
     model = tuning.restore(pruned, net)
     assert tuning.sparsity(net) == 0
+    assert tuning.sparsity(pruned) == tuning.sparsity(model) == pytest.approx(0.5, abs=0.02)
     zeros = {name: kernel == 0 for name, kernel in kernels_of(model).items()}
     assert set(zeros) == {"se_conv_reduce", "se_conv_expand", "pw", "last", "head"}
     for name, where in zeros.items():
@@ -240,6 +229,32 @@ def test_convert_takes_a_tuned_model(quantized, digits, tmp_path):
     path = tmp_path / "tuned.tflite"
     conversion = convert(quantized, path, quantization="int8", verification=digits[1][0])
     assert conversion.verification.regret < 0.01 and path.stat().st_size == conversion.size_bytes
+    assert conversion.float_operations == ()
+
+
+def test_convert_says_what_to_do_with_a_pruned_model(net, digits, tmp_path):
+    from kapps.tflite import convert
+
+    with pytest.raises(InputError, match=r"is pruned or clustered: .*restore\(tuned, model\)"):
+        convert(tuning.prune(net, 0.5), tmp_path / "net.tflite", verification=digits[1][0])
+
+
+def test_an_add_whose_relu_changes_nothing_is_quantized():
+    image = keras.Input((16, 16, 3))
+    x = _custom_layers.ImageNormalization(0.4, 0.3, name="normalization")(image)
+    x = layers.Add(name="add")(
+        [
+            _layers.act(
+                _layers.bn(_layers.conv(x, 8, 3, name), f"{name}_bn"), "relu", f"{name}_act"
+            )
+            for name in ("left", "right")
+        ]
+    )
+    x = layers.GlobalAveragePooling2D(name="pool")(_layers.act(x, "relu", "act"))
+    model = shake(keras.Model(image, _layers.dense(x, 10, "head", "softmax"), name="net"))
+    images = random_images(96)
+    tuned = steps(tuning.quantize_aware(model), images, count=3)
+    assert_does_as(tuning.tflite_bytes(tuned), tuned, images[:32])
 
 
 @pytest.mark.parametrize(

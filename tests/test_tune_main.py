@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ def run(tmp_path_factory):
 
 
 def test_pruned_and_quantized(run, tmp_path, capsys):
-    from kapps.tflite import Runner, tuning
+    from kapps.tflite import Runner, read_metadata, tuning
 
     config = tuning_run.TuneConfig(
         str(run), str(tmp_path), prune=0.5, quantize_aware=True, epochs=2, learning_rate=0.01
@@ -51,6 +52,10 @@ def test_pruned_and_quantized(run, tmp_path, capsys):
     assert tuning.sparsity(loaded.model) == result.sparsity
     assert Runner(tmp_path / "model.tflite").input_quantization == (1.0, 0)
     assert abs(result.file - result.tuned) <= 0.03
+    metadata = read_metadata(tmp_path / "model.tflite")
+    weights = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
+    assert metadata.weights_sha256 == weights
+    assert "quantization-aware" in metadata.description  # kapps-report knows it by that
     from kapps.tools import data
 
     again = training.evaluate(
@@ -96,7 +101,7 @@ def test_going_on_gives_the_same_as_never_stopping(run, tmp_path, monkeypatch):
         ({"quantize_aware": True, "workdir": "RUN"}, "--workdir is the folder of --init_from"),
         ({"quantize_aware": True, "recipe": "digit"}, "unknown recipe 'digit'"),
         ({"quantize_aware": True, "batch_size": 10**6}, "choose a smaller --batch_size"),
-        ({"cluster": 1}, "clusters must be 2 to 256, not 1"),
+        ({"cluster": 1}, "--cluster must be 2 to 256, not 1"),
     ],
 )
 def test_mistakes_are_named(run, tmp_path, changes, message):

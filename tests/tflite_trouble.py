@@ -75,7 +75,14 @@ def work(request: dict[str, Any], emit: Any) -> Any:
         case "exception":
             raise KeyError("two\nlines")
         case "input error":
-            raise InputError(f"{request['at']}: two\nlines \x1b[31m{'x' * 10_000}")
+            raise InputError(
+                f"{request.get('says', request['at'])}: two\nlines \x1b[31m{'x' * 10_000}"
+            )
+        case "nameless error":
+            raise InputError("tensor 7 of 3 is referred to")
+        case "limits":
+            kinds = (resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)
+            return [resource.getrlimit(kind) for kind in kinds]
         case "pipes":
             return sorted(int(name) for name in os.listdir("/proc/self/fd"))
         case "stdin":

@@ -26,12 +26,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from kapps._errors import InputError
 
 MEMORY_LIMIT = 8 << 30  # bytes of address space; the largest network of kapps takes a fifth
-OUTPUT_LIMIT = 64 << 20  # bytes that a child may send; an hour's raw samples take less
+OUTPUT_LIMIT = 64 << 20  # bytes that a child may send; samples and tensors go into files
 _LEAST = 256  # bytes that a line counts for: many short ones are work for the parent too
 FILE_LIMIT = 2 << 30  # bytes of any file that it writes
 _ERRORS_KEPT = 4096  # bytes of what it says on stderr; the rest is dropped
@@ -301,7 +302,7 @@ def _be_child(
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(writer, 3)
         os.closerange(4, 1024)  # among them the server's pipes
-        _limit_resources()
+        memory = _limit_resources()
         at = ""
 
         def emit(**message: object) -> None:
@@ -314,11 +315,13 @@ def _be_child(
         try:
             emit(result=work(request, emit))
         except InputError as error:
-            emit(error=str(error))
+            text = str(error)
+            named = not at or at in text or str(Path(at)) in text
+            emit(error=text if named else f"{at}: {text}")
         except MemoryError:
             if not at:
                 raise
-            emit(error=f"{at} asks for over {MEMORY_LIMIT >> 30} GiB of memory: refused")
+            emit(error=f"{at} asks for over {memory / (1 << 30):g} GiB of memory: refused")
         except Exception as error:
             if not at:
                 raise
@@ -330,15 +333,23 @@ def _be_child(
     os._exit(code)  # nothing of the server is to be flushed or closed here
 
 
-def _limit_resources() -> None:
+def _limit_resources() -> int:
+    """Bytes of address space that are left to this process."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
+    limit = 0
+    for kind, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, FILE_LIMIT),
+        (resource.RLIMIT_AS, MEMORY_LIMIT),
+    ):
+        hard = resource.getrlimit(kind)[1]  # what may not be raised
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (limit, limit))
     # Linux: if memory runs out, this one goes first.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
+    return limit
 
 
 if __name__ == "__main__":

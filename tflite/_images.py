@@ -68,15 +68,20 @@ def check_pixels(model: keras.Model, images: np.ndarray, what: str) -> None:
 
     Batch norm holds mean and variance of each channel of its input over the training images. Where
     the images at hand miss them, and would meet them with their channels reversed, inverted, or
-    scaled to 0..255, that is what is wrong with them. A model without trained batch norm tells
-    nothing, nor do fewer than 16 images, nor images whose reversed ones look like the training
-    images too, such as gray ones.
+    scaled to 0..255, that is what is wrong with them. A model within the model is asked if it takes
+    the images as they are. A model without trained batch norm tells nothing, nor do fewer than 16
+    images, nor images whose reversed ones look like the training images too, such as gray ones.
 
     Raises:
         InputError: such a mistake was found; the message says how to undo it.
     """
     norms = _first_norms(model) if len(images) >= _LEAST else []
     if not norms:
+        for layer in model.layers:
+            if isinstance(layer, keras.Model) and any(
+                node.input_tensors[0] is model.inputs[0] for node in layer._inbound_nodes
+            ):
+                check_pixels(layer, images, what)
         return
     start = keras.Model(model.inputs[0], [norm.input for norm in norms])
     chosen = images[np.linspace(0, len(images) - 1, min(len(images), _MOST)).astype(int)]

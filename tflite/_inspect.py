@@ -47,26 +47,28 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
         if not _NOT_HERE.search(str(error)):
             raise
         failure = str(error).partition(": ")[2]
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        root = schema.Model.GetRootAs(content, 0)
-        buffers = [_buffer(root, i) for i in range(_count(root.BuffersLength(), "buffers"))]
-        graphs = [
-            _graph(root, root.Subgraphs(i), buffers)
-            for i in range(_count(root.SubgraphsLength(), "subgraphs"))
-        ]
-        if not graphs:
-            raise InputError(f"{path} has no graph")
-        entries = {
-            _text(root.Metadata(i).Name()): root.Metadata(i).Buffer()
-            for i in range(_count(root.MetadataLength(), "metadata entries"))
-        }
-        sizes = {name: _size(buffers, index) for name, index in entries.items()}
-        described = {
-            "schema_version": root.Version(),
-            "description": _text(root.Description()),
-            "signatures": [_signature(root, i) for i in range(_count(root.SignatureDefsLength()))],
-            "min_runtime_version": _min_runtime_version(root, entries),
-        }
+    with open(path, "rb") as file:
+        # Never closed: what an error holds of it would forbid that, and hide the error.
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    root = schema.Model.GetRootAs(content, 0)
+    buffers = [_buffer(root, i) for i in range(_count(root.BuffersLength(), "buffers"))]
+    graphs = [
+        _graph(root, root.Subgraphs(i), buffers)
+        for i in range(_count(root.SubgraphsLength(), "subgraphs"))
+    ]
+    if not graphs:
+        raise InputError(f"{path} has no graph")
+    entries = {
+        _text(root.Metadata(i).Name()): root.Metadata(i).Buffer()
+        for i in range(_count(root.MetadataLength(), "metadata entries"))
+    }
+    sizes = {name: _size(buffers, index) for name, index in entries.items()}
+    described = {
+        "schema_version": root.Version(),
+        "description": _text(root.Description()),
+        "signatures": [_signature(root, i) for i in range(_count(root.SignatureDefsLength()))],
+        "min_runtime_version": _min_runtime_version(root, entries),
+    }
     weights = sum(buffers[i] for i in {t["buffer"] for g in graphs for t in g["tensors"]})
     _delegate(graphs[0]["operations"], running)
     for graph in graphs:
@@ -164,17 +166,19 @@ def _tensor(tensor: Any, index: int, buffers: list[int]) -> dict[str, Any]:
         "dtype": _TYPES.get(tensor.Type(), f"type {tensor.Type()}"),
         "shape": shape,
         "signature": _numbers(tensor.ShapeSignatureAsNumpy()) or shape,
-        "quantization": _quantization(tensor.Quantization()),
+        "quantization": _quantization(tensor.Quantization(), index),
         "buffer": tensor.Buffer() if tensor.Buffer() < len(buffers) else 0,
         "constant": _size(buffers, tensor.Buffer()) > 0,
         "bytes": _size(buffers, tensor.Buffer()),
     }
 
 
-def _quantization(parameters: Any) -> dict[str, Any] | None:
+def _quantization(parameters: Any, index: int) -> dict[str, Any] | None:
     if parameters is None or not parameters.ScaleLength():
         return None
     scales = parameters.ScaleAsNumpy()
+    if not np.isfinite(scales).all():
+        raise InputError(f"tensor {index} has a scale that is no finite number")
     zeros = parameters.ZeroPointAsNumpy() if parameters.ZeroPointLength() else np.zeros(1, int)
     return {
         "scales": len(scales),

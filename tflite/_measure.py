@@ -1,5 +1,8 @@
 """The task that `kapps.tflite.latency` runs in a child process (`kapps.tflite._child`).
 
+The time of each run goes into files, because there may be millions: "0.npy" in the request's
+`folder` holds those of the first file, float64 (runs,) in milliseconds, and so on.
+
 A process of its own also means that no TensorFlow shares the cores: kapps loads none unless it is
 used.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +33,6 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> list[dict[str, A
             {
                 "initialization_ms": 1e3 * (time.perf_counter() - start),
                 "delegate_pieces": pieces,
-                "ms": [],
             }
         )
         for details in interpreter.get_input_details():
@@ -41,6 +44,7 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> list[dict[str, A
         interpreters.append(interpreter)
     share, told = 0.0, time.monotonic()
     totals = [0.0] * len(results)
+    samples: list[list[float]] = [[] for _ in results]
     while share < 1:
         for number, (path, interpreter) in enumerate(
             zip(request["paths"], interpreters, strict=True)
@@ -52,13 +56,15 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> list[dict[str, A
                 began = time.perf_counter_ns()
                 interpreter.invoke()
                 took = (time.perf_counter_ns() - began) / 1e6
-                results[number]["ms"].append(took)
+                samples[number].append(took)
                 turn += took
             totals[number] += turn
-        share = min(1.0, min(len(result["ms"]) for result in results) / request["min_runs"])
+        share = min(1.0, min(map(len, samples)) / request["min_runs"])
         if request["min_seconds"]:
             share = min(share, min(totals) / (1e3 * request["min_seconds"]))
         if share == 1 or time.monotonic() - told > _BETWEEN_MESSAGES:
             emit(share=share)
             told = time.monotonic()
+    for number, times in enumerate(samples):
+        np.save(Path(request["folder"], f"{number}.npy"), np.asarray(times, "float64"))
     return results

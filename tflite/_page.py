@@ -45,20 +45,23 @@ def page(title: str, facts: Mapping[str, str], parts: Iterable[str]) -> str:
     return "\n".join([*lines, *parts, "</body></html>\n"])
 
 
+def markdown_text(text: str) -> str:
+    """The text as one line of Markdown in which no HTML begins."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
 def markdown_table(table: Sequence[Sequence[str]], text_columns: Sequence[int]) -> list[str]:
     """Lines of a Markdown table whose first row is the header; numbers stand to the right."""
     rule = ["---" if i in text_columns else "---:" for i in range(len(table[0]))]
     return [
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+        "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in cells) + " |"
         for cells in (table[0], rule, *table[1:])
     ]
 
 
-def html_table(
-    table: Sequence[Sequence[str]], text_columns: Sequence[int], caption: str = ""
-) -> str:
+def html_table(table: Sequence[Sequence[str]], text_columns: Sequence[int]) -> str:
     """The same as HTML; all cells are text."""
-    lines = ["<table>", f"<caption>{html.escape(caption)}</caption>" if caption else "", "<thead>"]
+    lines = ["<table>", "<thead>"]
     for number, cells in enumerate(table):
         tag, scope = ("td", "") if number else ("th", ' scope="col"')
         kinds = [' class="text"' if i in text_columns else "" for i in range(len(cells))]

@@ -39,13 +39,16 @@ def _description(runner: Runner, path: str) -> dict[str, Any]:
         metadata = read_metadata(path)
     except InputError:
         metadata = Metadata(name="", labels=())
-    scores = runner.predict(np.zeros((1, *runner.input_shape[1:]), np.uint8))
+    runner.predict(np.zeros((1, *runner.input_shape[1:]), np.uint8))
+    shape = runner.output_shape
+    if len(shape) != 2 or shape[0] != 1:
+        raise InputError(f"{path} gives {list(shape)}: expected [1, classes]")
     return {
         "name": metadata.name,
         "description": metadata.description,
         "labels": list(metadata.labels),
         "input_shape": list(runner.input_shape),
-        "classes": int(scores.shape[-1]),
+        "classes": shape[1],
         "quantization": _quantization(path),
     }
 
@@ -68,6 +71,6 @@ def _quantization(path: str) -> str:
     }
     if "int16" in types:
         return "int16x8"
-    if "int8" in types:
+    if types & {"int8", "uint8"}:  # uint8: of TensorFlow 1
         return "dynamic" if "float32" in types else "int8"
     return "float16" if "float16" in types else "float32"

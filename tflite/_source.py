@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def load_model(
         run = runs.load_run(workdir)
         return Model(
             run.model,
-            names or run.class_names,
+            run.class_names if names is None else names,
             Path(workdir) / "weights.safetensors",
             run.dataset,
             run.data_dir,
@@ -80,13 +79,8 @@ def load_model(
     arguments: dict[str, Any] = {}
     if classes is not None or names is not None:
         arguments["classes"] = classes or len(names or ())
-    try:
-        with warnings.catch_warnings():
-            # Weights of another number of classes load with a warning: the classifier is random.
-            warnings.simplefilter("error", UserWarning)
-            model = builder(weights=weights, input_shape=(size, size, 3), **arguments)
-    except UserWarning as warning:
-        raise InputError(f"{warning}; give --classes or --labels as the weights have") from warning
+    with runs.no_random_classifier("give --classes or --labels as the weights have"):
+        model = builder(weights=weights, input_shape=(size, size, 3), **arguments)
     file = Path(weights) if os.path.isfile(weights) else None
     return Model(model, names, file, None, None, size, 1.0)
 
@@ -94,10 +88,13 @@ def load_model(
 def read_labels(path: str) -> tuple[str, ...]:
     """The lines of a text file."""
     try:
-        return tuple(Path(path).read_text(encoding="utf-8").splitlines())
+        names = tuple(Path(path).read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not of UTF-8 text"
         raise InputError(f"labels: cannot read {path}: {reason}") from error
+    if not names:
+        raise InputError(f"labels: {path} is empty; expected the name of each class, one a line")
+    return names
 
 
 def load_images(

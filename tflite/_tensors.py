@@ -95,7 +95,7 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
 def _invoke(interpreter: Interpreter, detail: dict[str, Any], image: np.ndarray, file: str) -> None:
     value, dtype = image[None].astype("float32"), np.dtype(detail["dtype"])
     scale, zero_point = detail["quantization"]
-    if scale:
+    if scale and _is_integer(detail):
         limits = np.iinfo(dtype)
         value = np.clip(np.rint(value / scale) + zero_point, limits.min, limits.max)
     try:
@@ -105,13 +105,17 @@ def _invoke(interpreter: Interpreter, detail: dict[str, Any], image: np.ndarray,
         raise InputError(f"{file} does not run: {error}") from error
 
 
+def _is_integer(detail: dict[str, Any]) -> bool:
+    return np.dtype(detail["dtype"]).kind in "iu"
+
+
 def _shape(detail: dict[str, Any]) -> list[int]:
     return [int(n) for n in detail["shape"]]
 
 
 def _quantization(detail: dict[str, Any]) -> dict[str, float | int | None]:
-    scale, zero_point = detail["quantization"]  # 0.0 for floats
-    if not scale:
+    scale, zero_point = detail["quantization"]
+    if not scale or not _is_integer(detail):  # a foreign file may give floats a scale
         return {"scale": None, "zero_point": None}
     return {"scale": float(scale), "zero_point": int(zero_point)}
 

@@ -21,6 +21,7 @@ import numpy as np
 from kapps._errors import InputError
 from kapps._files import atomic_write
 from kapps.tflite import _child
+from kapps.tflite._child import one_line
 
 FORMAT = "kapps_accuracy"
 """The field that marks a file of results, and holds its version."""
@@ -97,7 +98,7 @@ def describe(path: str | os.PathLike[str], *, time_limit: float = 60.0) -> Descr
     said = f"{path.stem} {found['name']} {found['description']}".replace("_", " ")
     if variant == "int8" and re.search(r"\bqat\b|quantization[- ]aware", said, re.IGNORECASE):
         variant = "int8-qat"
-    name = found["name"] or model_and_variant(path.name)[0]
+    name = one_line(found["name"] or model_and_variant(path.name)[0]) or "?"
     return Description(
         name, variant, (shape[1], shape[2]), found["classes"], tuple(found["labels"])
     )
@@ -120,6 +121,7 @@ def evaluate_file(
     *,
     dataset: str,
     split: str,
+    description: Description | None = None,
     model: str | None = None,
     variant: str | None = None,
     threads: int = 1,
@@ -134,6 +136,7 @@ def evaluate_file(
             ones are left out.
         dataset: its name, for the result.
         split: for the result.
+        description: what `describe` says of the file, if that is known already.
         model: the network; by default what the file says.
         variant: by default what the file says; see `describe`.
         threads: of the interpreter.
@@ -144,7 +147,7 @@ def evaluate_file(
         InputError: no images, or images that the file does not take, or it kills the interpreter.
     """
     path = _existing(path)
-    description = describe(path)
+    description = description or describe(path)
     content = path.read_bytes()
     right1 = right5 = total = 0
     for images, labels in _chunks(batches):
@@ -170,13 +173,13 @@ def evaluate_file(
     if not total:
         raise InputError("there are no images to evaluate on")
     return Accuracy(
-        model=model or description.name,
-        variant=variant or description.variant,
-        file=path.name,
+        model=one_line(model or "") or description.name,
+        variant=one_line(variant or "") or description.variant,
+        file=one_line(path.name) or "?",
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
-        dataset=dataset,
-        split=split,
+        dataset=one_line(dataset),
+        split=one_line(split),
         images=total,
         top1=right1 / total,
         top5=right5 / total,
@@ -205,12 +208,21 @@ def read_accuracy(path: str | os.PathLike[str]) -> Accuracy:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
+    return parse_accuracy(values, path)
+
+
+def parse_accuracy(values: Any, path: str | os.PathLike[str]) -> Accuracy:
+    """The result in the JSON of the file at `path`, as `read_accuracy` has it.
+
+    Raises:
+        InputError: it is not of this format; the message names the field.
+    """
     if not isinstance(values, dict) or values.get(FORMAT) != _VERSION:
         raise InputError(
             f"{path} is no result of kapps-evaluate --tflite: expected {FORMAT!r}: {_VERSION}"
         )
     checks: dict[str, Callable[[Any], bool]] = {
-        "str": lambda value: isinstance(value, str) and bool(value.strip()),
+        "str": _is_line,
         "int": lambda value: type(value) is int and value > 0,
         "float": lambda value: type(value) in (int, float) and 0 <= value <= 1,  # nan is not
     }
@@ -223,6 +235,16 @@ def read_accuracy(path: str | os.PathLike[str]) -> Accuracy:
     if not re.fullmatch("[0-9a-f]{64}", kept["sha256"]):
         raise InputError(f"{path}: 'sha256' is {kept['sha256']!r:.60}, not 64 hexadecimal digits")
     return Accuracy(**kept)
+
+
+def _is_line(value: Any) -> bool:
+    """Whether it is a line of text that a table and a picture can show."""
+    return (
+        isinstance(value, str)
+        and bool(value.strip())
+        and len(value) <= 1000
+        and value.isprintable()
+    )
 
 
 def _tell(progress: Callable[[int], object], before: int, message: Mapping[str, Any]) -> None:

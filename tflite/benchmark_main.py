@@ -44,7 +44,9 @@ _BENCHMARK_BINARY = flags.DEFINE_string(
     None,
     "benchmark_model for the phone or board; without it the error says which one to fetch",
 )
-_TIME_LIMIT = flags.DEFINE_float("time_limit", 3600.0, "seconds for all of it", lower_bound=1)
+_TIME_LIMIT = flags.DEFINE_float(
+    "time_limit", 3600.0, "seconds that the measurement may take", lower_bound=1
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file of the results, samples included")
 
 
@@ -54,26 +56,28 @@ def main(argv: list[str]) -> None:
     from kapps.tflite import benchmarking
     from kapps.tools.progress import progress_bar
 
-    # So that a phone is left as it was, whoever ends this.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # So that a phone is left as it was, whoever ends this. Under nohup a hangup stays ignored.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     with contextlib.ExitStack() as stack:
         # Opened first: whether it can be written should not show after an hour.
         output = stack.enter_context(atomic_write(_OUTPUT.value)) if _OUTPUT.value else None
-        bar = stack.enter_context(progress_bar(100, "%", f"measuring on {_DEVICE.value}"))
-        results = benchmarking.benchmark(
-            argv[1:],
-            device=_DEVICE.value,
-            threads=_THREADS.value,
-            accelerator=_ACCELERATOR.value,
-            stop_rule=_STOP_RULE.value,
-            launches=_LAUNCHES.value,
-            binary=_BENCHMARK_BINARY.value,
-            time_limit=_TIME_LIMIT.value,
-            progress=lambda share: bar.update(round(100 * share) - bar.n),
-        )
+        with progress_bar(100, "%", f"measuring on {_DEVICE.value}") as bar:
+            results = benchmarking.benchmark(
+                argv[1:],
+                device=_DEVICE.value,
+                threads=_THREADS.value,
+                accelerator=_ACCELERATOR.value,
+                stop_rule=_STOP_RULE.value,
+                launches=_LAUNCHES.value,
+                binary=_BENCHMARK_BINARY.value,
+                time_limit=_TIME_LIMIT.value,
+                progress=lambda share: bar.update(round(100 * share) - bar.n),
+            )
+        print(benchmarking.table(results), flush=True)  # first: a full disk is not to lose it
         if output:
             output.write_text(benchmarking.to_json(results), encoding="utf-8")
-    print(benchmarking.table(results))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

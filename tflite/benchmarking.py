@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +15,12 @@ from kapps._files import atomic_write
 from kapps.tflite import latency
 from kapps.tflite._child import one_line
 from kapps.tflite.devices import benchmark_tool
-from kapps.tflite.devices.benchmark_tool import ACCELERATORS, LAUNCHES
-from kapps.tflite.latency import STOP_RULES, Latency, StopRule
+from kapps.tflite.devices.benchmark_tool import ACCELERATORS, LAUNCHES, Settings
+from kapps.tflite.latency import STOP_RULES, Latency
 
 FORMAT = "kapps_benchmark"  # the key that holds the version
 _VERSION = 1
-_MAX_BYTES = 256 << 20  # an hour's raw samples of the fastest net take less
+MAX_BYTES = 512 << 20  # a sample takes 10, a minute of a net of 0.1 ms is 6 MB
 
 
 def benchmark(
@@ -48,22 +47,25 @@ def benchmark(
             launches tell the spread.
         binary: `benchmark_model`, for a phone, or for a board that has neither this tool on its
             PATH nor ai-edge-litert.
-        time_limit: seconds for all of it.
+        time_limit: seconds after which the measurement is ended. Copying the files to a device, and
+            on the host the memory of each file, have limits of their own.
         progress: called now and then with the share that is done, 0 to 1.
 
     Raises:
         InputError: a file is not there or does not run, the device is not there, not ready, gone,
-            or without space, or its tool fails.
+            or without space, or its tool fails, or the stop rule cannot be reached in time.
     """
     if stop_rule not in STOP_RULES:
         raise InputError(f"unknown stop rule {stop_rule!r}: {', '.join(STOP_RULES)}")
-    if accelerator not in ACCELERATORS:
-        raise InputError(f"unknown accelerator {accelerator!r}: {', '.join(ACCELERATORS)}")
-    if threads < 1 or launches < 1 or time_limit <= 0:
-        raise InputError("threads and launches are at least 1, and time_limit is over 0")
+    rule = STOP_RULES[stop_rule]
+    settings = Settings(threads, accelerator, rule, launches, time_limit, progress)
     latency.existing(paths)
     kind, _, address = device.partition(":")
-    rule = STOP_RULES[stop_rule]
+    if rule.seconds * len(paths) > time_limit:
+        raise InputError(
+            f"{len(paths)} files of {rule.seconds:g} s each take over {time_limit:g} s: raise "
+            "--time_limit, or measure fewer at once"
+        )
     if device == "host":
         if accelerator != "cpu":
             raise InputError(f"the host is measured on its CPU only, not on {accelerator!r}")
@@ -80,47 +82,22 @@ def benchmark(
     if device == "adb" or (kind == "adb" and address):
         from kapps.tflite.devices import adb
 
-        return adb.measure(
-            paths,
-            serial=address or None,
-            binary=binary,
-            threads=threads,
-            accelerator=accelerator,
-            stop_rule=rule,
-            launches=launches,
-            time_limit=time_limit,
-            progress=progress,
-        )
+        return adb.measure(paths, settings, serial=address or None, binary=binary)
     if kind == "ssh" and address:
-        return _over_ssh(
-            paths,
-            address,
-            binary=binary,
-            threads=threads,
-            accelerator=accelerator,
-            stop_rule=rule,
-            launches=launches,
-            time_limit=time_limit,
-            progress=progress,
-        )
+        return _over_ssh(paths, settings, address, binary)
     raise InputError(f"unknown device {device!r}: expected host, adb, adb:SERIAL or ssh:HOST")
 
 
 def _over_ssh(
     paths: Sequence[str | os.PathLike[str]],
+    settings: Settings,
     host: str,
-    *,
     binary: str | os.PathLike[str] | None,
-    threads: int,
-    accelerator: str,
-    stop_rule: StopRule,
-    launches: int,
-    time_limit: float,
-    progress: Callable[[float], object],
 ) -> list[Latency]:
     """By `benchmark_model`, if it is given or there; by the board's Python, if not."""
     from kapps.tflite.devices import board, ssh
 
+    identities = [latency.identity(Path(path)) for path in paths]  # before they are measured
     with ssh.Ssh(host) as connection:
         if binary is not None or board.has_tool(connection):
             tool = None if binary is None else latency.existing([binary])[0]
@@ -128,63 +105,52 @@ def _over_ssh(
                 return benchmark_tool.measure_remote(
                     connection,
                     paths,
+                    settings,
                     root=folder,
                     device=benchmark_tool.linux_device(connection),
                     binary=tool,
-                    threads=threads,
-                    accelerator=accelerator,
-                    stop_rule=stop_rule,
-                    launches=launches,
-                    time_limit=time_limit,
-                    state=lambda: benchmark_tool.linux_state(connection),
+                    state=lambda: board.state_words(board.board_state(connection)),
                     notes={},
-                    progress=progress,
                 )
-        if accelerator != "cpu":
+        if settings.accelerator != "cpu":
             raise InputError(
-                f"{connection.name} has no benchmark_model, and without it no {accelerator}: put "
-                "it on the board's PATH, or give it by --benchmark_binary"
+                f"{connection.name} has no benchmark_model, and without it no "
+                f"{settings.accelerator}: put it on the board's PATH, or give it by "
+                "--benchmark_binary"
             )
         run = board.measure_board(
             connection,
             paths,
-            threads=threads,
-            min_runs=stop_rule.runs,
-            min_seconds=stop_rule.seconds,
-            time_limit=time_limit,
-            progress=progress,
+            threads=settings.threads,
+            min_runs=settings.stop_rule.runs,
+            min_seconds=settings.stop_rule.seconds,
+            time_limit=settings.time_limit,
+            progress=settings.progress,
         )
         notes = {
             "transport": connection.name,
             "cores": ", ".join(map(str, run.cpus)) or "not pinned",
-            **benchmark_tool.changes(_state_words(run.before), _state_words(run.after)),
+            **benchmark_tool.changes(board.state_words(run.before), board.state_words(run.after)),
         }
     return [
         Latency.of_samples(
             Path(path),
             file.samples_ms,
             device=run.board,
-            threads=threads,
-            stop_rule=stop_rule,
+            threads=settings.threads,
+            stop_rule=settings.stop_rule,
             initialization_ms=file.initialization_ms,
             delegate_pieces=file.delegate_pieces,
             peak_memory_mb=None
             if file.peak_memory_bytes is None
             else file.peak_memory_bytes / (1 << 20),
+            sha256=sha256,
+            size_bytes=size_bytes,
             notes=notes,
             versions={**latency.kapps_version(), "runtime": run.runtime},
         )
-        for path, file in zip(paths, run.files, strict=True)
+        for path, (sha256, size_bytes), file in zip(paths, identities, run.files, strict=True)
     ]
-
-
-def _state_words(state: Any) -> dict[str, str]:
-    hottest = max(state.temperatures.values(), default=None)
-    return {
-        "hottest zone": "not told" if hottest is None else f"{hottest:.1f} °C",
-        "governors": ", ".join(state.governors) or "not told",
-        "load": f"{state.load:.2f}",
-    }
 
 
 # On the screen.
@@ -249,8 +215,11 @@ def write_results(results: Sequence[Latency], path: str | os.PathLike[str]) -> P
 
 
 def to_json(results: Sequence[Latency]) -> str:
-    """What `write_results` writes. Of a file's path its name is kept."""
-    listed = [{**dataclasses.asdict(result), "file": result.file.name} for result in results]
+    """What `write_results` writes. Of a file's path its name is kept, as printable text."""
+    listed = [
+        {**dataclasses.asdict(result), "file": one_line(result.file.name) or "?"}
+        for result in results
+    ]
     return json.dumps({FORMAT: _VERSION, "results": listed}, ensure_ascii=False) + "\n"
 
 
@@ -262,15 +231,24 @@ def read_results(path: str | os.PathLike[str]) -> list[Latency]:
     """
     try:
         with open(path, "rb") as file:
-            text = file.read(_MAX_BYTES + 1)
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(text) > _MAX_BYTES:
-        raise InputError(f"{path} is no benchmark result: over {_MAX_BYTES >> 20} MiB")
+    if len(text) > MAX_BYTES:
+        raise InputError(f"{path} is no benchmark result: over {MAX_BYTES >> 20} MiB")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no benchmark result: {one_line(error)}") from error
+    return parse_results(content, path)
+
+
+def parse_results(content: Any, path: str | os.PathLike[str]) -> list[Latency]:
+    """The results in the JSON of the file at `path`, as `read_results` has them.
+
+    Raises:
+        InputError: they are not of this form; the message names the value.
+    """
     if not isinstance(content, dict) or FORMAT not in content:
         raise InputError(f"{path} is no result of kapps-benchmark --output: no {FORMAT!r}")
     if content[FORMAT] != _VERSION or isinstance(content[FORMAT], bool):
@@ -315,8 +293,7 @@ def _is_time(value: Any) -> bool:
     return (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
-        and math.isfinite(value)
-        and 0 <= value < 1e9
+        and 0 <= value < 1e9  # nan is not, and a huge integer is not made a float
     )
 
 
@@ -358,7 +335,7 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "std_ms": _TIME,
     "initialization_ms": _MAYBE_TIME,
     "delegate_pieces": (
-        _or_none(lambda value: _is_count(value) or (value is not False and value == 0)),
+        _or_none(lambda value: type(value) is int and 0 <= value < 1 << 53),
         "a whole number, 0 or more, or null",
     ),
     "accelerator": (lambda value: value in list(ACCELERATORS), f"one of {', '.join(ACCELERATORS)}"),

@@ -164,6 +164,11 @@ def compare_layers(
         answer = _child.run(
             "_tensors", {"file": os.fspath(path), "folder": name}, time_limit=time_limit
         )
+        if any("/quant_" in tensor["name"] for tensor in answer["tensors"]):
+            raise InputError(
+                f"{path} is of a quantization-aware model, whose layers are not those of "
+                f"{model.name!r} one by one: compare the outputs instead (kapps-evaluate --tflite)"
+            )
         quantization = answer["quantization"]
         exported = run_passes(model, quantization=quantization)
         tapped, taps, sources = _tapped(exported)
@@ -282,7 +287,7 @@ def _match(
             found[max(names, key=order.__getitem__)] = tensor
     for name, before in sources.items():
         folded = isinstance(model.get_layer(name), layers.BatchNormalization)
-        if folded and name not in found and before[0] in found:
+        if folded and before and name not in found and before[0] in found:
             found[name] = found.pop(before[0])
     return {
         name: found[name]
@@ -328,6 +333,8 @@ def _add(
     actual = {}
     for name, tensor in found.items():
         value = saved[str(tensor["number"])]
+        if value.size != expected[name].size:
+            raise InputError(f"tensor {tensor['name']!r} changes its shape as it runs")
         if tensor["scale"] is not None:
             limits = np.iinfo(value.dtype)
             ends[name] = (value == limits.min, value == limits.max)

@@ -92,7 +92,7 @@ def convert(
 
     Args:
         model: a functional image classifier of fixed input size that ends in a softmax; or the
-            `tf_keras` model that quantize_aware, prune or cluster returned.
+            `tf_keras` model that quantize_aware returned, trained.
         path: where the file goes; one that is there is replaced only once the new one is verified.
         quantization: see `Quantization`.
         calibration: for int8 and int16x8: real images (n, height, width, channels), RGB in 0..255,
@@ -181,14 +181,20 @@ def _is_tuned(model: Any) -> bool:
 
 def _convert_tuned(model: Any, quantization: Quantization, io: IO) -> bytes:
     """The content of the file of a tuned model, without metadata."""
+    from kapps.tflite.quantized_graph import is_quantized
+    from kapps.tflite.tuning import tflite_bytes
+
+    if not is_quantized(model):
+        raise InputError(
+            f"model {model.name!r} is pruned or clustered: restore its weights into the Keras 3 "
+            "model, restore(tuned, model), and convert that"
+        )
     if quantization != "int8":
         raise InputError(
             f"model {model.name!r} is tuned for int8: pass quantization='int8', or restore its "
             f"weights into the Keras 3 model and convert that to {quantization}"
         )
     assert io != "int16"  # which int8 files do not take
-    from kapps.tflite.tuning import tflite_bytes
-
     return bytes(tflite_bytes(model, io=io))
 
 
@@ -210,9 +216,13 @@ def check_quantization(quantization: Quantization, io: IO | None) -> IO:
 
 def _image_shape(model: keras.Model) -> tuple[int, int, int]:
     shape = getattr(model, "input_shape", None)  # absent on unbuilt and on subclassed models
-    if not isinstance(shape, tuple) or len(shape) != 4 or len(model.output_shape) != 2:
+    output = getattr(model, "output_shape", None)  # of several outputs it is no tuple
+    if not isinstance(shape, tuple) or not isinstance(output, tuple):
+        shape, output = (), ()
+    if len(shape) != 4 or len(output) != 2:
+        name = getattr(model, "name", model)
         raise InputError(
-            f"model {model.name!r} is no image classifier: expected a functional model from "
+            f"model {name!r} is no image classifier: expected a functional model from "
             "(batch, height, width, channels) to (batch, classes)"
         )
     if None in shape[1:]:

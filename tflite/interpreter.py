@@ -74,21 +74,14 @@ class Runner:
         self.output_quantization: tuple[float, int] = self._output["quantization"]
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """What one run gives: (1, classes) of a classifier."""
+        return tuple(int(n) for n in self._interpreter.get_output_details()[0]["shape"])
+
+    @property
     def delegate_pieces(self) -> int:
         """See the function of this name."""
         return delegate_pieces(self._interpreter)
-
-    def ops(self) -> list[dict[str, Any]]:
-        """The operations of the graph as it runs, delegates included."""
-        return operations(self._interpreter)
-
-    def tensors(self) -> list[dict[str, Any]]:
-        """The tensors of the graph: name, index, shape, dtype, quantization."""
-        return list(self._interpreter.get_tensor_details())
-
-    def ends(self) -> list[dict[str, Any]]:
-        """Those of `tensors` that are the graph's input and output."""
-        return [self._input, self._output]
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The outputs for images (n, height, width, channels) in 0..255: float32 (n, classes).

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -105,7 +106,7 @@ class Latency:
     def of_samples(
         cls,
         file: Path,
-        samples_ms: Sequence[float],
+        samples_ms: Sequence[float] | np.ndarray,
         *,
         device: str,
         threads: int,
@@ -113,12 +114,13 @@ class Latency:
         initialization_ms: float,
         delegate_pieces: int | None,
         peak_memory_mb: float | None,
+        sha256: str,
+        size_bytes: int,
         notes: Mapping[str, str],
         versions: Mapping[str, str],
     ) -> Latency:
         """What the time of each run gives, on the CPU and in one launch; see the attributes."""
         times = np.asarray(samples_ms, "float64")
-        sha256, size_bytes = identity(file)
         p50, p90, p95, p99 = np.percentile(times, [50, 90, 95, 99]).tolist()
         return cls(
             file=file,
@@ -165,7 +167,8 @@ def measure(
         warmup: runs of each file before the first that counts.
         min_runs: measured runs of each file, at least.
         min_seconds: measured time of each file, at least.
-        time_limit: seconds after which the process is ended.
+        time_limit: seconds after which the process is ended, and that in which the memory of a
+            file is measured, which takes few runs, likewise.
         progress: called now and then with the share that is done, 0 to 1.
 
     Raises:
@@ -177,6 +180,7 @@ def measure(
     files = existing(paths)
     if not files:
         return []
+    identities = [identity(file) for file in files]  # now: a build may replace them meanwhile
     resolved = [str(file.resolve()) for file in files]
     request = {
         "paths": resolved,
@@ -186,12 +190,16 @@ def measure(
         "min_seconds": min_seconds,
         "turn_ms": _TURN_MS,
     }
-    results = _child.run(
-        "_measure",
-        request,
-        time_limit=time_limit,
-        on_message=lambda message: progress(message["share"]) if "share" in message else None,
-    )
+    with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
+        results = _child.run(
+            "_measure",
+            {**request, "folder": folder},
+            time_limit=time_limit,
+            on_message=lambda message: progress(message["share"]) if "share" in message else None,
+        )
+        samples = [
+            _samples(Path(folder, f"{number}.npy"), file) for number, file in enumerate(files)
+        ]
     memory = _child.run_each(
         "_memory",
         [{"path": path, "threads": threads} for path in resolved],
@@ -203,24 +211,45 @@ def measure(
         "ai-edge-litert": importlib.metadata.version("ai-edge-litert"),
     }
     latencies = []
-    for file, result, peak in zip(files, results, memory, strict=True):
+    for file, (sha256, size_bytes), result, times, peak in zip(
+        files, identities, results, samples, memory, strict=True
+    ):
         if isinstance(peak, InputError):
             raise peak
         latencies.append(
             Latency.of_samples(
                 file,
-                result["ms"],
+                times,
                 device=device,
                 threads=threads,
                 stop_rule=StopRule(min_runs, min_seconds),
                 initialization_ms=result["initialization_ms"],
                 delegate_pieces=result["delegate_pieces"],
                 peak_memory_mb=peak,
+                sha256=sha256,
+                size_bytes=size_bytes,
                 notes={},
                 versions=versions,
             )
         )
     return latencies
+
+
+def _samples(saved: Path, file: Path) -> np.ndarray:
+    """The times that the child saved, if they can be some: it ran a file that is not trusted.
+
+    Raises:
+        InputError: they cannot; the message names the file.
+    """
+    try:
+        times = np.array(np.load(saved, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        times = np.array([])
+    if times.dtype != np.float64 or times.ndim != 1 or not times.size:
+        raise InputError(f"{file} makes its reader send garbage: is the file intact?")
+    if not (np.isfinite(times) & (times > 0)).all():
+        raise InputError(f"{file} makes its reader send times that cannot be: is the file intact?")
+    return times
 
 
 def existing(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:

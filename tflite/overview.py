@@ -18,11 +18,10 @@ from kapps._errors import InputError
 from kapps._files import atomic_write
 from kapps.tflite import _page, accuracy
 from kapps.tflite.benchmarking import FORMAT as BENCHMARK_FORMAT
-from kapps.tflite.benchmarking import read_results
+from kapps.tflite.benchmarking import MAX_BYTES, parse_results
 
 _MISSING = "\N{EN DASH}"
 _FLOAT, _PTQ, _QAT = "float32", "int8", "int8-qat"
-_MAX_BYTES = 1 << 28  # of a file of results: raw samples of a hundred files take a tenth
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,9 @@ def read_overview(paths: Sequence[str | os.PathLike[str]]) -> Overview:
     if not paths:
         raise InputError("nothing to report: give results of kapps-evaluate and kapps-benchmark")
     for path in map(Path, paths):
-        if _is_accuracy(path):
-            a = accuracy.read_accuracy(path)
+        content = _content(path)
+        if accuracy.FORMAT in content:
+            a = accuracy.parse_accuracy(content, path)
             data = f"{a.dataset}, {a.split} split, {a.images:,} images"
             once("data", data, path, "accuracies on different images do not belong in one table")
             once((a.sha256, "size"), a.size_bytes, path, f"{a.file} has one SHA-256 and two sizes")
@@ -117,7 +117,7 @@ def read_overview(paths: Sequence[str | os.PathLike[str]]) -> Overview:
                 entry.timings if entry else {},
             )
             continue
-        for result in read_results(path):
+        for result in parse_results(content, path):
             file, sha256 = Path(result.file).name, result.sha256
             column = _column(result)
             timing = Timing(
@@ -166,23 +166,22 @@ def write_overview(overview: Overview, folder: str | os.PathLike[str], *, title:
     return paths
 
 
-def _is_accuracy(path: Path) -> bool:
-    """Whether it is of kapps-evaluate; if not, it is of kapps-benchmark."""
+def _content(path: Path) -> dict[str, Any]:
+    """What a file of kapps-evaluate or of kapps-benchmark holds, not checked yet."""
     try:
         with open(path, "rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        values = json.loads(text[:_MAX_BYTES])
+            text = file.read(MAX_BYTES + 1)
+        values = json.loads(text[:MAX_BYTES])
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON of at most {_MAX_BYTES >> 20} MiB: {error}") from error
-    keys = values if isinstance(values, dict) else {}
-    if accuracy.FORMAT not in keys and BENCHMARK_FORMAT not in keys:
+        raise InputError(f"{path} is no JSON of at most {MAX_BYTES >> 20} MiB: {error}") from error
+    if not isinstance(values, dict) or not {accuracy.FORMAT, BENCHMARK_FORMAT} & set(values):
         raise InputError(
             f"{path} is neither a result of kapps-evaluate --tflite=FILE --json=RESULT nor one of "
             "kapps-benchmark --output=RESULT"
         )
-    return accuracy.FORMAT in keys
+    return values
 
 
 def _column(result: Any) -> str:
@@ -299,8 +298,9 @@ def _json(overview: Overview, title: str) -> str:
 
 
 def _markdown(overview: Overview, title: str) -> str:
-    lines = [f"# {title}", ""]
-    lines += [*(f"- {name}: {value}" for name, value in _facts(overview).items()), ""]
+    text = _page.markdown_text
+    lines = [f"# {text(title)}", ""]
+    lines += [*(f"- {name}: {text(value)}" for name, value in _facts(overview).items()), ""]
     models, files = _model_table(overview), _file_table(overview)
     if models[1:]:
         lines += ["## Models", "", *_page.markdown_table(models, (0,)), ""]
@@ -396,7 +396,11 @@ def _picture(overview: Overview) -> str:
             ),
             Line2D([], [], color=_page.FAINT, label="Pareto front (filled)"),
         ]
-        axes.legend(handles=entries, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        legend = axes.legend(
+            handles=entries, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
         points = [
             point(name, entry) for entry in shown for name in devices if _is_timed(entry, name)
         ]

@@ -411,7 +411,7 @@ class _Builder:
         layer, source = node.layer, node.inputs[0]
         kind, name, value = layer.kind, layer.name, self.values[source]
         if kind == "relu" and value.positive:
-            return value
+            return self._quantize(node, value) if self._fused(self._producer(source)) else value
         if kind == "relu":
             return self._quantize(node, replace(value, tensor=layer(value.tensor), positive=True))
         value = self._materialize(source, name)

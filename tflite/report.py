@@ -173,11 +173,12 @@ def _caption(device: str) -> str:
 
 
 def _markdown(rows: Sequence[Row], title: str, facts: Mapping[str, str]) -> str:
-    lines = [f"# {title}", ""]
+    text = _page.markdown_text
+    lines = [f"# {text(title)}", ""]
     if facts:
-        lines += [*(f"- {name}: {value}" for name, value in facts.items()), ""]
+        lines += [*(f"- {text(name)}: {text(value)}" for name, value in facts.items()), ""]
     for device, device_rows in _by_device(rows).items():
-        lines += [f"{_caption(device)}.", ""]
+        lines += [f"{text(_caption(device))}.", ""]
         table = [_HEADER, *map(_cells, device_rows)]
         lines += [*markdown_table(table, _TEXT_COLUMNS), ""]
     return "\n".join(lines)

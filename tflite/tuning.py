@@ -150,6 +150,8 @@ def restore(tuned: tf_keras.Model, model: keras.Model) -> keras.Model:
 
 def sparsity(model: keras.Model | tf_keras.Model) -> float:
     """The share of zeros, 0 to 1, in the kernels that `prune` would prune."""
+    if isinstance(model, tf_keras.Model):
+        model = strip(model)
     kernels = [np.asarray(layer.get_weights()[0]) for layer in _prunable(model)]
     return sum(int((k == 0).sum()) for k in kernels) / max(sum(k.size for k in kernels), 1)
 

@@ -116,6 +116,9 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
     phases, workdir = config.phases(), Path(config.workdir)
     if config.prune is not None and not 0 < config.prune < 1:
         raise InputError(f"--prune must be above 0 and below 1, not {config.prune:g}")
+    least = 2 if config.prune is None else 3  # zero is one of them
+    if config.cluster is not None and not least <= config.cluster <= 256:
+        raise InputError(f"--cluster must be {least} to 256, not {config.cluster}")
     if workdir.resolve() == Path(config.init_from).resolve():
         raise InputError("--workdir is the folder of --init_from; choose another one")
     run = runs.load_run(config.init_from)
@@ -141,6 +144,8 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
             f"a batch of {recipe.batch_size} images is more than the {len(dataset.train)} training "
             f"images of {run.dataset}; choose a smaller --batch_size"
         )
+    if "quantize_aware" in phases:
+        tuning.quantize_aware(run.model)  # a layer that has no such form is named now, not later
     runs.write_json(workdir / "config.json", settings)
 
     def top1(model: Any) -> float:
@@ -157,9 +162,9 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
         history += _train(tuned, phase, recipe, dataset, config.seed, workdir, progress)
         model = tuning.restore(tuned, model)
     weights, file = workdir / "weights.safetensors", None
-    if "quantize_aware" in phases:
-        file = _write_file(tuned, workdir / "model.tflite", dataset, run)
     kapps.save_weights(model, weights)
+    if "quantize_aware" in phases:
+        file = _write_file(tuned, workdir / "model.tflite", dataset, run, weights)
     result = TuneResult(
         model=start["model"],
         weights=str(weights),
@@ -297,11 +302,31 @@ def _named(owner: Any) -> Any:
     )
 
 
-def _write_file(tuned: tf_keras.Model, path: Path, dataset: data.Dataset, run: runs.Run) -> float:
+def _write_file(
+    tuned: tf_keras.Model, path: Path, dataset: data.Dataset, run: runs.Run, weights: Path
+) -> float:
     """Writes the int8 file, and returns its top-1 on the validation images."""
-    images, labels = pipeline.images(dataset.validation, run.image_size, run.crop)
-    convert(tuned, path, quantization="int8", verification=images[:256], labels=run.class_names)
-    return float(np.mean(Runner(path).predict(images).argmax(axis=1) == labels))
+    images = dataset.validation
+    # A source may be sorted by class, and too large to be held whole.
+    order = np.random.default_rng(0).permutation(len(images))
+    shares = [data.Subset(images, np.sort(s)) for s in np.split(order, range(256, len(order), 256))]
+    checked, _ = pipeline.images(shares[0], run.image_size, run.crop)
+    conversion = convert(
+        tuned,
+        path,
+        quantization="int8",
+        verification=checked,
+        labels=run.class_names,
+        description=f"{tuned.name}, quantization-aware training by kapps on {dataset.name}",
+        weights=weights,
+    )
+    if conversion.float_operations:
+        raise InputError(f"{path} computes in float: {', '.join(conversion.float_operations)}")
+    runner, hits = Runner(path), 0
+    for share in shares:
+        pixels, labels = pipeline.images(share, run.image_size, run.crop)
+        hits += int((runner.predict(pixels).argmax(axis=1) == labels).sum())
+    return hits / len(images)
 
 
 def _finished(workdir: Path) -> TuneResult | None:

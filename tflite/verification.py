@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -130,12 +131,15 @@ def verify(
     limit = LIMITS[quantization]
     if not (figures.regret <= limit.regret and figures.drift <= limit.drift):
         comparison = None
+        remedy = "Train it for more steps, or at a smaller learning rate."
         if isinstance(model, keras.Model):  # and not a tuned one, of tf_keras
-            comparison = compare_layers(model, path, images[:_COMPARED])
+            remedy = _REMEDY[quantization]
+            with contextlib.suppress(InputError, RuntimeError):  # the verdict stands without it
+                comparison = compare_layers(model, path, images[:_COMPARED])
         raise ConversionError(
             f"{where or path}: the {quantization} file does not do what the model does: {figures} "
             f"(at most {limit.regret:g} and {limit.drift:g}). "
-            f"{comparison.verdict() + ' ' if comparison else ''}{_REMEDY[quantization]}",
+            f"{comparison.verdict() + ' ' if comparison else ''}{remedy}",
             figures,
             comparison,
         )

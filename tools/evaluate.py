@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 
 from absl import flags
 
@@ -80,18 +79,12 @@ def main(argv: list[str]) -> int | None:
         dataset = data.load(dataset_name, _DATA_DIR.value)
         image_size = builder.input_shape[0] if _IMAGE_SIZE.value is None else _IMAGE_SIZE.value
         crop = 1.0 if _CROP.value is None else _CROP.value
-        try:
-            with warnings.catch_warnings():
-                # Weights of another number of classes load with a warning: their classifier
-                # is random then, and its accuracy means nothing.
-                warnings.simplefilter("error", UserWarning)
-                model = builder(
-                    weights=_WEIGHTS.value,
-                    input_shape=(image_size, image_size, 3),
-                    classes=len(dataset.class_names),
-                )
-        except UserWarning as warning:
-            raise InputError(f"{warning}; evaluate on the data set of these weights") from warning
+        with runs.no_random_classifier("evaluate on the data set of these weights"):
+            model = builder(
+                weights=_WEIGHTS.value,
+                input_shape=(image_size, image_size, 3),
+                classes=len(dataset.class_names),
+            )
     result = training.evaluate(
         model,
         dataset.split(_SPLIT.value),
@@ -144,6 +137,7 @@ def _evaluate_file() -> None:
             loader.batches(order).as_numpy_iterator(),
             dataset=dataset.name,
             split=_SPLIT.value,
+            description=description,
             model=_MODEL.value,
             variant=_VARIANT.value,
             progress=lambda done: bar.update(done - bar.n),

@@ -9,9 +9,12 @@ result.json           accuracy on the validation images, and the history
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +125,23 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
         raise InputError(
             f"{folder / 'config.json'} is not of a kapps training run: {error!r}"
         ) from error
+
+
+@contextlib.contextmanager
+def no_random_classifier(remedy: str) -> Iterator[None]:
+    """Where a model is built that is to be used as it is: its weights have to be all there.
+
+    Weights of another number of classes load with a warning, for training to go on from them.
+
+    Raises:
+        InputError: there was that warning; `remedy` says what to do.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*keeps its random start", UserWarning)
+            yield
+    except UserWarning as warning:
+        raise InputError(f"{warning}; {remedy}") from warning
 
 
 def settings_of(config: TrainConfig, recipe: Recipe, dataset: data.Dataset) -> dict[str, Any]:

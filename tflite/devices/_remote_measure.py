@@ -158,7 +158,7 @@ def in_child(task: Callable[[], Any]) -> Any:
             try:
                 value = {"value": task()}
             except Exception as error:
-                value = {"error": str(error)}
+                value = {"error": f"{type(error).__name__}: {error}"}
             with os.fdopen(writable, "w") as pipe:
                 json.dump(value, pipe)
         finally:

@@ -12,14 +12,15 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kapps._errors import InputError
 from kapps.tflite._child import one_line
 from kapps.tflite.devices import benchmark_tool
+from kapps.tflite.devices.benchmark_tool import Settings
 from kapps.tflite.devices.transport import Completed, quoted
-from kapps.tflite.latency import Latency, StopRule
+from kapps.tflite.latency import Latency
 
 _ROOT = "/data/local/tmp"  # the one folder from which adb's user may run programs
 _TOOL = "benchmark_model"
@@ -49,7 +50,7 @@ _STATES = {
     "device",
 }
 _SECONDS = 60.0  # that a short command may take
-_COPY_SECONDS = 120.0
+_COPY_SECONDS = 120.0  # and a second more for each MB
 _OUTPUT_LIMIT = 16 << 20  # bytes of each stream
 _COOL_SECONDS = 120.0  # that the phone gets to cool down before it is measured
 _COOL_STEP = 5.0
@@ -92,6 +93,11 @@ class Adb:
         )
         said, found, code = stdout.rpartition(f"\n{mark} ")
         if not found or not code.strip().isdigit():
+            if re.search("^error: .*(support PTY args|supports allocating a pty)", stderr, re.M):
+                raise InputError(
+                    f"{self.name} is too old: its adb tells no exit codes; expected Android 7 or "
+                    "newer"
+                )
             raise self._lost(stderr or stdout)
         return Completed(int(code), said, stderr)
 
@@ -99,12 +105,12 @@ class Adb:
         """Copies a file to the phone; see `Transport`."""
         shown = one_line(local)
         try:
-            with open(local, "rb"):
-                pass
+            with open(local, "rb") as file:
+                time_limit = _COPY_SECONDS + os.fstat(file.fileno()).st_size / 1e6
         except OSError as error:
             raise InputError(f"cannot read {shown}: {error.strerror}") from error
         code, stdout, stderr = self._adb(
-            ["-s", self._serial, "push", str(local.resolve()), remote], _COPY_SECONDS, "push"
+            ["-s", self._serial, "push", str(local.resolve()), remote], time_limit, "push"
         )
         if code:
             said = stderr + stdout
@@ -173,6 +179,9 @@ class Adb:
             raise self._lost(stderr or said)
 
     def _lost(self, said: str) -> InputError:
+        # The other lines are of the command that ran there.
+        lines = [line for line in said.splitlines() if line.startswith(("adb: ", "error: "))]
+        said = "\n".join(lines)
         for state, remedy in _STATES.items():
             if state in said:
                 return InputError(f"{self.name} {remedy}")
@@ -226,15 +235,10 @@ def _follow(process: subprocess.Popen[bytes], said: dict[str, bytearray], time_l
 
 def measure(
     paths: Sequence[str | os.PathLike[str]],
+    settings: Settings,
     *,
     serial: str | None,
     binary: str | os.PathLike[str] | None,
-    threads: int,
-    accelerator: str,
-    stop_rule: StopRule,
-    launches: int,
-    time_limit: float,
-    progress: Callable[[float], object] = lambda share: None,
 ) -> list[Latency]:
     """Measures .tflite files on an Android phone, by `benchmark_tool.measure_remote`.
 
@@ -243,9 +247,9 @@ def measure(
 
     Args:
         paths: the files.
+        settings: see there.
         serial: of the phone; None if there is only one.
         binary: `benchmark_model` for the phone.
-        threads, accelerator, stop_rule, launches, time_limit, progress: see there.
 
     Raises:
         InputError: see `Adb` and there; or the binary is missing or built for other phones.
@@ -265,17 +269,12 @@ def measure(
         return benchmark_tool.measure_remote(
             phone,
             paths,
+            settings,
             root=_ROOT,
             device=f"{device}, Android {release or '?'}",
             binary=tool,
-            threads=threads,
-            accelerator=accelerator,
-            stop_rule=stop_rule,
-            launches=launches,
-            time_limit=time_limit,
             state=lambda: {"thermal state": _thermal_state(phone)[1]},
             notes={"fixed-performance mode": fixed, "cooled down": heat},
-            progress=progress,
         )
 
 
@@ -316,11 +315,12 @@ def _fixed_performance(phone: Adb) -> Iterator[str]:
     https://developer.android.com/games/optimize/adpf/fixed-performance-mode
     """
     command = ["cmd", "power", "set-fixed-performance-mode-enabled"]
-    on = phone.run([*command, "true"], time_limit=_SECONDS).code == 0
+    on: bool | None = None  # not known: an interrupt may come when the phone has already done it
     try:
+        on = phone.run([*command, "true"], time_limit=_SECONDS).code == 0
         yield "on" if on else "the phone has none"
     finally:
-        if on:
+        if on is not False:
             with contextlib.suppress(InputError):  # the phone is gone
                 phone.run([*command, "false"], time_limit=_SECONDS)
 

@@ -37,7 +37,8 @@ _SECONDS = 60.0  # that a short command may take
 _WARMUP = ("--warmup_runs=8", "--warmup_min_secs=0.5")
 
 # What lies in a folder that was left over is of no use to anyone: the next run takes it away. A
-# folder's time changes with each launch, so that one in use is younger.
+# folder's time changes with each launch, which takes an hour at most by default: one in use is
+# younger than 70 minutes.
 _END = """
 end() {
   pid=$(cat "$1/pid" 2>/dev/null) && grep -q "$1" "/proc/$pid/cmdline" 2>/dev/null && kill -9 "$pid"
@@ -49,12 +50,14 @@ _SWEEP = (
     _END
     + """
 for folder in "$0"/kapps-????????????????; do
-  [ -d "$folder" ] && [ -n "$(find "$folder" -maxdepth 0 -mmin +10)" ] && end "$folder"
+  [ -d "$folder" ] && [ -n "$(find "$folder" -maxdepth 0 -mmin +70)" ] && end "$folder"
 done
 true
 """
 )
-_START = 'echo $$ > "$0/pid"; exec "$@"'  # the pid stays, so that a run left behind can be ended
+# The pid stays, so that a run left behind can be ended. Its file is a new one each time: only that
+# changes the folder's time.
+_START = 'rm -f "$0/pid"; echo $$ > "$0/pid"; exec "$@"'
 _FREQUENCIES = """
 for file in /sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq; do
   core=${file#*/cpu/cpu}
@@ -69,14 +72,37 @@ echo
 nproc
 uname -sr
 """
-_STATE = """
-for file in /sys/class/thermal/thermal_zone*/temp; do
-  [ -r "$file" ] && echo "heat $(cat "$file" 2>/dev/null)"
-done
-for file in /sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor; do
-  [ -r "$file" ] && echo "governor $(cat "$file")"
-done
-"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How files are measured on a device.
+
+    Attributes:
+        threads: of the interpreter.
+        accelerator: one of ACCELERATORS.
+        stop_rule: what all launches of a file have to reach together.
+        launches: of the tool, for each file.
+        time_limit: seconds after which the measurement is ended.
+        progress: called now and then with the share that is done, 0 to 1.
+
+    Raises:
+        InputError: a number is too small, or there is no such accelerator.
+    """
+
+    threads: int
+    accelerator: str
+    stop_rule: StopRule
+    launches: int
+    time_limit: float
+    progress: Callable[[float], object] = lambda share: None
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ACCELERATORS:
+            known = ", ".join(ACCELERATORS)
+            raise InputError(f"unknown accelerator {self.accelerator!r}: {known}")
+        if self.threads < 1 or self.launches < 1 or self.time_limit <= 0:
+            raise InputError("threads and launches are at least 1, and time_limit is over 0")
 
 
 @dataclass(frozen=True)
@@ -103,18 +129,13 @@ class Launch:
 def measure_remote(
     transport: Transport,
     paths: Sequence[str | os.PathLike[str]],
+    settings: Settings,
     *,
     root: str,
     device: str,
     binary: Path | None,
-    threads: int,
-    accelerator: str,
-    stop_rule: StopRule,
-    launches: int = LAUNCHES,
-    time_limit: float,
     state: Callable[[], Mapping[str, str]],
     notes: Mapping[str, str],
-    progress: Callable[[float], object] = lambda share: None,
 ) -> list[Latency]:
     """Measures .tflite files on a device with `benchmark_model`, in turns.
 
@@ -124,34 +145,27 @@ def measure_remote(
     Args:
         transport: the way to the device.
         paths: the files.
+        settings: see there; progress is told after each launch.
         root: a folder on the device in which programs may run.
         device: what the results call it.
         binary: `benchmark_model` for this device; without it, the one on the device's PATH.
-        threads: of the interpreter.
-        accelerator: one of ACCELERATORS.
-        stop_rule: what all launches of a file have to reach together.
-        launches: of each file.
-        time_limit: seconds for all of it.
         state: reads what changes with the device's heat, {what: value}: called before and after.
         notes: what else bears on the numbers.
-        progress: called after each launch with the share that is done, 0 to 1.
 
     Raises:
         InputError: the device is gone or has no space, the tool does not run there, is killed,
             fails, or says what makes no sense, or the time is over.
     """
-    if threads < 1 or launches < 1:
-        raise InputError("threads and launches are at least 1")
-    if accelerator not in ACCELERATORS:
-        raise InputError(f"unknown accelerator {accelerator!r}: {', '.join(ACCELERATORS)}")
     files = existing(paths)
     if not files:
         return []
-    deadline = time.monotonic() + time_limit
+    launches, accelerator = settings.launches, settings.accelerator
+    deadline = time.monotonic() + settings.time_limit
+    identities = [identity(file) for file in files]  # now: a build may replace them meanwhile
     versions = {"kapps": kapps.__version__}
     if binary is not None:
         versions["benchmark_model"] = f"SHA-256 {identity(binary)[0]}"
-    pin, pinned = pinning(transport, threads)
+    pin, pinned = pinning(transport, settings.threads)
     with _folder(transport, root) as folder:
         tool = "benchmark_model"
         if binary is not None:
@@ -169,10 +183,10 @@ def measure_remote(
             result = f"{folder}/result"
             command = [
                 *("sh", "-c", _START, folder, *pin, tool, f"--graph={remote[at]}"),
-                f"--num_threads={threads}",
-                f"--num_runs={math.ceil(stop_rule.runs / launches)}",
-                f"--min_secs={stop_rule.seconds / launches:g}",
-                f"--max_secs={max(60.0, time_limit):g}",
+                f"--num_threads={settings.threads}",
+                f"--num_runs={math.ceil(settings.stop_rule.runs / launches)}",
+                f"--min_secs={settings.stop_rule.seconds / launches:g}",
+                f"--max_secs={max(60.0, settings.time_limit):g}",
                 *_WARMUP,
                 f"--result_file_path={result}",
                 *filter(None, ACCELERATORS[accelerator][:1]),
@@ -180,28 +194,31 @@ def measure_remote(
             left = deadline - time.monotonic()
             if left <= 0:
                 raise InputError(
-                    f"{files[at]}: the {time_limit:g} s for measuring on {transport.name} are over"
+                    f"{files[at]}: the {settings.time_limit:g} s for measuring on "
+                    f"{transport.name} are over"
                 )
             completed = transport.run(command, time_limit=left)
             where = f"{one_line(files[at])} on {transport.name}"
             _judge(completed, where)
             pieces[at] = _delegate_pieces(completed, accelerator, where)
             found[at].append(_launch(transport, result, completed, where))
-            progress((done + 1) / (launches * len(files)))
+            settings.progress((done + 1) / (launches * len(files)))
         after = state()
     return [
         _latency(
             file,
             launched,
+            settings,
+            sha256=sha256,
+            size_bytes=size_bytes,
             device=device,
-            threads=threads,
-            accelerator=accelerator,
-            stop_rule=str(stop_rule),
             delegate_pieces=delegate_pieces,
             notes={"transport": transport.name, "cores": pinned, **notes, **changes(before, after)},
             versions=versions,
         )
-        for file, launched, delegate_pieces in zip(files, found, pieces, strict=True)
+        for file, (sha256, size_bytes), launched, delegate_pieces in zip(
+            files, identities, found, pieces, strict=True
+        )
     ]
 
 
@@ -218,17 +235,6 @@ def linux_device(transport: Transport) -> str:
     lines = transport.run(["sh", "-c", _BOARD], time_limit=_SECONDS).stdout.split("\n")
     model, cores, kernel = (one_line(line.replace("\0", "")) for line in [*lines, "", "", ""][:3])
     return f"{model or transport.name}, {cores or '?'} cores, {kernel or '?'}"
-
-
-def linux_state(transport: Transport) -> dict[str, str]:
-    """What slows a Linux device down: its hottest thermal zone, and the governors of its clocks."""
-    lines = transport.run(["sh", "-c", _STATE], time_limit=_SECONDS).stdout.splitlines()
-    heat = [int(line[5:]) for line in lines if re.fullmatch(r"heat -?\d{1,7}", line)]
-    governors = sorted({one_line(line[9:]) for line in lines if line.startswith("governor ")})
-    return {
-        "hottest zone": f"{max(heat) / 1000:.1f} °C" if heat else "not told",
-        "governors": ", ".join(governors) or "not told",
-    }
 
 
 def pinning(transport: Transport, threads: int) -> tuple[list[str], str]:
@@ -374,7 +380,7 @@ def parse_result(content: bytes) -> Launch | None:
         p50_ms=median,
         p95_ms=_number(latency.get(7)),
         initialization_ms=_number(latency.get(8)),
-        peak_memory_mb=None if footprint is None else footprint / 1024,
+        peak_memory_mb=None if footprint is None else _megabytes(footprint / 1024),
     )
 
 
@@ -455,8 +461,13 @@ def parse_text(text: str) -> Launch | None:
         p50_ms=None if median is None else median / 1e3,
         p95_ms=None if p95 is None else p95 / 1e3,
         initialization_ms=None if init_us is None else init_us / 1e3,
-        peak_memory_mb=_decimal(memory.group(1)) if memory else None,
+        peak_memory_mb=_megabytes(_decimal(memory.group(1))) if memory else None,
     )
+
+
+def _megabytes(value: float | None) -> float | None:
+    """The value, if it can be a size of memory."""
+    return value if value is not None and 0 <= value < 1e6 else None
 
 
 def _decimal(text: str) -> float | None:
@@ -470,21 +481,20 @@ def _decimal(text: str) -> float | None:
 def _latency(
     file: Path,
     launches: Sequence[Launch],
+    settings: Settings,
     *,
+    sha256: str,
+    size_bytes: int,
     device: str,
-    threads: int,
-    accelerator: str,
-    stop_rule: str,
     delegate_pieces: int | None,
     notes: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> Latency:
     medians = [launch.p50_ms for launch in launches if launch.p50_ms is not None]
-    sha256, size_bytes = identity(file)
     return Latency(
         file=file,
         device=device,
-        threads=threads,
+        threads=settings.threads,
         runs=sum(launch.runs for launch in launches),
         p50_ms=_median(medians),
         p90_ms=None,
@@ -494,8 +504,8 @@ def _latency(
         std_ms=statistics.median(launch.std_ms for launch in launches),
         initialization_ms=_median(launch.initialization_ms for launch in launches),
         delegate_pieces=delegate_pieces,
-        accelerator=accelerator,
-        stop_rule=stop_rule,
+        accelerator=settings.accelerator,
+        stop_rule=str(settings.stop_rule),
         launches=len(launches),
         launch_p50_ms=tuple(medians),
         peak_memory_mb=_median(launch.peak_memory_mb for launch in launches),

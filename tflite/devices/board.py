@@ -81,7 +81,7 @@ class BoardState:
     """What slows a board down.
 
     Attributes:
-        temperatures: degrees Celsius by thermal zone.
+        temperatures: degrees Celsius by type of thermal zone.
         governors: of the clocks of its cores.
         load: how many processes wanted a core, on average over a minute.
     """
@@ -215,12 +215,23 @@ def board_state(ssh: Ssh, sys_folder: str = "/sys") -> BoardState:
         what, _, rest = printable(line).partition(" ")
         zone, _, value = rest.rpartition(" ")
         if what == "temperature" and zone and re.fullmatch(r"-?\d{1,7}", value):
-            temperatures[zone] = int(value) / 1000
+            # Several zones may be of one type: the hottest of them.
+            temperatures[zone] = max(temperatures.get(zone, -1e9), int(value) / 1000)
         elif what == "governor" and rest:
             governors.append(rest)
         elif what == "load" and re.fullmatch(r"\d{1,6}(\.\d{1,6})?", rest):
             load = float(rest)
     return BoardState(temperatures, tuple(governors), load)
+
+
+def state_words(state: BoardState) -> dict[str, str]:
+    """A board's state, {what: in words}."""
+    hottest = max(state.temperatures.values(), default=None)
+    return {
+        "hottest zone": "not told" if hottest is None else f"{hottest:.1f} °C",
+        "governors": ", ".join(state.governors) or "not told",
+        "load": f"{state.load:.2f}",
+    }
 
 
 @contextlib.contextmanager

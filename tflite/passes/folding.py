@@ -17,9 +17,15 @@ import numpy as np
 from keras import layers, ops
 
 from kapps._custom_layers import ChannelShuffle, ChannelSlice, ImageNormalization, _SameShape
-from kapps.tflite.rebuild import Call, Graph, copy_layer, edited, replace
+from kapps.tflite.rebuild import Call, Graph, copy_layer, edited, identity, replace
 
 _LINEAR = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
+
+
+_CHANNELWISE = (
+    *("elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "leaky_relu", "linear", "mish"),
+    *("relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"),
+)
 
 
 def is_linear(graph: Graph, layer: Any) -> bool:
@@ -41,6 +47,11 @@ def _activation(layer: Any) -> str | None:
     if type(layer) is layers.ReLU and not layer.negative_slope and not layer.threshold:
         return {None: "relu", 6.0: "relu6"}.get(layer.max_value)
     return None
+
+
+def is_channelwise(activation: Any) -> bool:
+    """Whether an activation function treats every value alone, as softmax does not."""
+    return any(activation is getattr(keras.activations, name, None) for name in _CHANNELWISE)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -157,12 +168,8 @@ def _fold_batch_norm(graph: Graph) -> Mapping[keras.Operation, Call]:
         replaced[layer] = _with_weights(
             graph, layer, kernel * by_channel, (bias - mean) * scale + beta
         )
-        replaced[norm] = _identity
+        replaced[norm] = identity
     return replaced
-
-
-def _identity(x: Any) -> Any:
-    return x
 
 
 def fuse_activations(model: keras.Model) -> keras.Model:
@@ -183,7 +190,7 @@ def _fuse_activations(graph: Graph) -> Mapping[keras.Operation, Call]:
             continue
         if _is_plain(layer):
             replaced[layer] = edited(graph, layer, layer.get_weights(), activation=activation)
-            replaced[following] = _identity
+            replaced[following] = identity
     return replaced
 
 
@@ -200,7 +207,7 @@ def _relu_before_concat(graph: Graph) -> Mapping[keras.Operation, Call]:
                 break
         else:
             replaced[concat] = _relu_parts(concat, relu.name, positive)
-            replaced[relu] = _identity
+            replaced[relu] = identity
     return replaced
 
 
@@ -351,7 +358,7 @@ def _relu6_gates(graph: Graph) -> Mapping[keras.Operation, Call]:
             continue
         if graph.only_after(source) is gate and scaling.undo(gate, 6.0):
             biases[source] = 3.0
-            gates[gate] = _identity
+            gates[gate] = identity
     return {**scaling.replaced(biases, "relu6"), **gates}
 
 

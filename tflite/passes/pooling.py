@@ -9,7 +9,7 @@ import keras
 from keras import layers
 
 from kapps.tflite.passes.folding import is_linear
-from kapps.tflite.rebuild import Call, Graph, copy_layer, replace
+from kapps.tflite.rebuild import Call, Graph, copy_layer, identity, replace
 
 _NOT_NEGATIVE = (keras.activations.relu, keras.activations.relu6)
 
@@ -63,7 +63,7 @@ def _pad_in_max_pooling(graph: Graph) -> Mapping[keras.Operation, Call]:
             )
         )
         replaced[before] = copy_layer(before, padding=more)
-        replaced[padding] = _identity
+        replaced[padding] = identity
         replaced[pool] = copy_layer(pool, padding="same")
         replaced.update({end: copy_layer(end, padding=((1, 0), (1, 0))) for end in ends})
     return replaced
@@ -105,7 +105,3 @@ def _is_pointwise(graph: Graph, layer: Any) -> bool:
         and is_linear(graph, layer)
         and layer.kernel_size == layer.strides == (1, 1)
     )
-
-
-def _identity(x: Any) -> Any:
-    return x

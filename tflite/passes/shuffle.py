@@ -17,7 +17,7 @@ import keras
 from keras import layers
 
 from kapps._custom_layers import ChannelShuffle, ChannelSlice
-from kapps.tflite.passes.folding import is_linear
+from kapps.tflite.passes.folding import is_channelwise, is_linear
 from kapps.tflite.rebuild import Call, Graph, edited, replace
 
 _Orders = list[tuple[keras.Operation, str]]
@@ -281,6 +281,6 @@ def _by_channel(graph: Graph, layer: Any) -> bool:
         return is_linear(graph, layer) and layer.depth_multiplier == 1
     if type(layer) is layers.BatchNormalization:
         return layer.axis in (-1, len(graph.output(layer).shape) - 1)
-    if type(layer) is layers.Activation and layer.activation is keras.activations.softmax:
+    if type(layer) is layers.Activation and not is_channelwise(layer.activation):
         return False
     return type(layer) in _ALIKE

@@ -10,8 +10,8 @@ import numpy as np
 from keras import layers
 
 from kapps._custom_layers import ChannelSlice
-from kapps.tflite.passes.folding import is_linear
-from kapps.tflite.rebuild import Call, Graph, edited, replace
+from kapps.tflite.passes.folding import is_channelwise, is_linear
+from kapps.tflite.rebuild import Call, Graph, edited, identity, replace
 
 _TILE = 16  # output channels that XNNPACK's float kernels compute at once, on x86; on ARM 8
 
@@ -37,13 +37,15 @@ def _split_sliced_convolutions(graph: Graph) -> Mapping[keras.Operation, Call]:
         bounds = [_bounds(user) for user in slices]
         if conv.groups != 1 or conv.kernel_size != (1, 1) or conv.strides != (1, 1):
             continue
+        if not is_channelwise(conv.activation):
+            continue
         # Side by side and all: what is left out, or taken twice, is not worth the thought.
         if [0, *(stop for _, stop in bounds)] != [*(start for start, _ in bounds), conv.filters]:
             continue
         groups = _groups(slices)
         if len(groups) == 1:
             continue
-        replaced[conv] = _identity
+        replaced[conv] = identity
         for group in groups:
             replaced.update(_pieces(graph, conv, group))
     return replaced
@@ -87,7 +89,3 @@ def _pieces(graph: Graph, conv: Any, group: list[Any]) -> dict[keras.Operation, 
         return call
 
     return {piece: cut(piece) for piece in group}
-
-
-def _identity(x: Any) -> Any:
-    return x

@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from kapps.tflite.passes.folding import is_linear
-from kapps.tflite.rebuild import Call, Graph, copy_layer, replace
+from kapps.tflite.rebuild import Call, Graph, copy_layer, identity, replace
 
 _LANES = 8  # channels that XNNPACK's 8-bit convolutions read at once, filled up with zeros
 
@@ -41,7 +41,7 @@ def _pair_pixels(graph: Graph) -> Mapping[keras.Operation, Call]:
             continue
         replaced[conv] = pairs
         if padding is not None:
-            replaced[padding] = _identity
+            replaced[padding] = identity
     return replaced
 
 
@@ -87,7 +87,3 @@ def _same(size: int, outputs: int, kernel: int) -> tuple[int, int]:
     """What "same" pads before and after, at stride 2."""
     total = max(2 * (outputs - 1) + kernel - size, 0)
     return total // 2, total - total // 2
-
-
-def _identity(x: Any) -> Any:
-    return x
