@@ -17,6 +17,7 @@ from pathlib import Path
 
 import adb_daemon
 import pytest
+from hostile_names import HOSTILE
 
 from kapps import InputError
 from kapps.tflite.benchmarking import benchmark
@@ -24,24 +25,6 @@ from kapps.tflite.devices import adb, benchmark_tool
 from kapps.tflite.devices.benchmark_tool import Settings
 from kapps.tflite.latency import StopRule
 
-HOSTILE = [
-    "a b.tflite",
-    "$(touch pwned).tflite",
-    "`touch pwned`",
-    "; touch pwned ;",
-    "'; touch pwned; '",
-    '"; touch pwned; "',
-    "a\nb",
-    "-rf",
-    "*",
-    "~root",
-    "\\",
-    "é 猫 !x",
-    "a && touch pwned",
-    "| touch pwned",
-    "> pwned",
-    "",
-]
 SPEEDS = [1800000] * 4 + [2400000] * 3 + [2900000]  # little, big and prime cores, kHz
 
 # A benchmark_model that writes the result file; $LAUNCH counts its launches. It keeps what it was
@@ -207,8 +190,9 @@ def result_bytes(*, median_ms, num_runs):
 
 
 def test_arguments_arrive_as_they_are(phone):
-    done = adb.Adb().run(["printf", "%s\\0", *HOSTILE], time_limit=20)
-    assert done.stdout.split("\0")[:-1] == HOSTILE
+    names = [*HOSTILE, ""]
+    done = adb.Adb().run(["printf", "%s\\0", *names], time_limit=20)
+    assert done.stdout.split("\0")[:-1] == names
     assert (done.code, done.stderr) == (0, "")
     assert not list(phone.folder.rglob("pwned"))
 

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 import sshd
+from hostile_names import HOSTILE
 
 from kapps import InputError
 from kapps.tflite import convert
@@ -29,24 +30,6 @@ from kapps.tflite.devices.board import (
 )
 from kapps.tflite.devices.ssh import Ssh, _split
 from kapps.tflite.latency import StopRule
-
-HOSTILE = [
-    "a b.tflite",
-    "$(touch pwned).tflite",
-    "`touch pwned`",
-    "; touch pwned ;",
-    "'; touch pwned; '",
-    '"; touch pwned; "',
-    "a\nb",
-    "-rf",
-    "*",
-    "~root",
-    "\\",
-    "é 猫 !x",
-    "a && touch pwned",
-    "| touch pwned",
-    "> pwned",
-]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from kapps._files import atomic_write
 from kapps.tflite._images import check_images, check_pixels
 from kapps.tflite.comparison import layers_in
 from kapps.tflite.interpreter import Runner
+from kapps.tflite.interpreter import operations as _operations
 from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, with_metadata
 from kapps.tflite.passes import remove_auxiliary_heads, run_passes
 from kapps.tflite.rebuild import rebuild
@@ -240,20 +240,12 @@ def _convert(
     import tensorflow as tf
     from tensorflow.lite.python.convert_phase import ConverterError
 
+    from kapps.tflite._converter import converted, make_converter
+
     model = run_passes(model, quantization=quantization)
     if quantization == "int16x8":
         model = _without_hard_swish(model)
-    # The converter goes by way of a saved model, which holds the variables that it can find. It
-    # does not look into a Keras model: unlisted, the weights would be missing, without an error.
-    holder = tf.Module()
-    holder.weights = [variable.value for variable in model.variables]
-    function = tf.function(
-        lambda image: {"probability": model(image, training=False)},
-        input_signature=[tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="image")],
-        autograph=False,
-    ).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter, function = make_converter(model, [variable.value for variable in model.variables])
     if quantization != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
@@ -267,25 +259,22 @@ def _convert(
         ]
         converter.representative_dataset = lambda: _calibration_set(calibration)
         converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
-    with warnings.catch_warnings():
-        # Said of every full-integer conversion: input statistics belong to the TF 1 converter.
-        warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected")
-        try:
-            return bytes(converter.convert())
-        except ConverterError as error:
-            missing = set(re.findall(r"'tf\.(\w+)' op is neither", str(error)))
-            if not missing:
-                raise
-            raise _not_builtin(missing, function, model) from error
-        except RuntimeError as error:  # of the quantizer, which follows the converter
-            missing = set(re.findall(r"not yet supported for op: '(\w+)'", str(error)))
-            if not missing:
-                raise
-            found = _layers_of(missing, _convert(model, "float32", "float32", None), model)
-            raise InputError(
-                f"TensorFlow Lite has no {quantization} form of {', '.join(found)}; use int8, "
-                "which leaves such operations in float, or replace the layer"
-            ) from error
+    try:
+        return converted(converter)
+    except ConverterError as error:
+        missing = set(re.findall(r"'tf\.(\w+)' op is neither", str(error)))
+        if not missing:
+            raise
+        raise _not_builtin(missing, function, model) from error
+    except RuntimeError as error:  # of the quantizer, which follows the converter
+        missing = set(re.findall(r"not yet supported for op: '(\w+)'", str(error)))
+        if not missing:
+            raise
+        found = _layers_of(missing, _convert(model, "float32", "float32", None), model)
+        raise InputError(
+            f"TensorFlow Lite has no {quantization} form of {', '.join(found)}; use int8, "
+            "which leaves such operations in float, or replace the layer"
+        ) from error
 
 
 class _HardSwish(layers.Layer):
@@ -346,28 +335,27 @@ def _in_layer(operation: str, name: str, model: keras.Model) -> str:
 
 def _layers_of(operations: set[str], content: bytes, model: keras.Model) -> list[str]:
     """The layers of a file's `operations`, each as "SIN in layer 'odd'"."""
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    names = {tensor["index"]: tensor["name"] for tensor in interpreter.get_tensor_details()}
     return [
-        _in_layer(op["op_name"], names[op["outputs"][0]], model)
-        for op in interpreter._get_ops_details()
-        if op["op_name"] in operations
+        _in_layer(operation, output["name"], model)
+        for operation, output in _computed(content)
+        if operation in operations
     ]
 
 
 def _float_operations(content: bytes, model: keras.Model) -> tuple[str, ...]:
     """What an integer file computes in float, but for the conversion of its input and output."""
+    return tuple(
+        _in_layer(operation, output["name"], model)
+        for operation, output in _computed(content)
+        if operation not in ("QUANTIZE", "DEQUANTIZE") and output["dtype"] is np.float32
+    )
+
+
+def _computed(content: bytes) -> list[tuple[str, dict[str, Any]]]:
+    """The name of each operation of a file of ours, and the details of its first output."""
     interpreter = Interpreter(
         model_content=content,
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     details = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
-    return tuple(
-        _in_layer(op["op_name"], details[op["outputs"][0]]["name"], model)
-        for op in interpreter._get_ops_details()
-        if op["op_name"] not in ("QUANTIZE", "DEQUANTIZE")
-        and details[op["outputs"][0]]["dtype"] is np.float32
-    )
+    return [(op["op_name"], details[op["outputs"][0]]) for op in _operations(interpreter)]

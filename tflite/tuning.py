@@ -12,7 +12,6 @@ been pruned or clustered stays so when it is made quantization-aware.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 import keras
@@ -29,6 +28,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper im
 
 from kapps._errors import InputError, check_whole
 from kapps.tflite import quantized_graph, tf_keras_rebuild
+from kapps.tflite._converter import converted, make_converter
 
 IO = Literal["uint8", "int8", "float32"]
 
@@ -187,22 +187,10 @@ def tflite_bytes(tuned: tf_keras.Model, io: IO = "uint8") -> bytes:
             f"model {tuned.name!r} is not quantization-aware: convert restore(tuned, model)"
         )
     quantized_graph.finish(tuned)
-    # The converter saves what it is given; of a tf_keras model it would trace every layer's call.
-    holder = tf.Module()
-    holder.weights = list(tuned.variables)
-    function = tf.function(
-        lambda image: {"probability": tuned(image, training=False)},
-        input_signature=[tf.TensorSpec((1, *tuned.input_shape[1:]), tf.float32, name="image")],
-        autograph=False,
-    ).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter, _ = make_converter(tuned, tuned.variables)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
-    with warnings.catch_warnings():
-        # Said of every full-integer conversion: input statistics belong to the TF 1 converter.
-        warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected")
-        return bytes(converter.convert())
+    return converted(converter)
 
 
 def _float(model: keras.Model | tf_keras.Model) -> tf_keras.Model:
