@@ -31,8 +31,13 @@ def _same_random_weights():
 
 
 @pytest.fixture(scope="session")
-def mediapipe_scores(tmp_path_factory):
-    """MediaPipe's ImageClassifier: (files, images) to {file: (images, labels) scores}.
+def mediapipe_agrees(tmp_path_factory):
+    """MediaPipe's ImageClassifier, held against our runner: (files, images) to {file: scores}.
+
+    The scores, (images, labels), of a float file are within 1e-5 of the runner's. MediaPipe brings
+    a runtime of its own, whose integers may round the other way: as between LiteRT's reference and
+    optimized kernels, single scores of an int8 file may be some steps of the output apart, but on
+    average they are not one.
 
     mediapipe and tensorflow-model-optimization want different versions of absl-py, so that they do
     not install together: `make test` gives mediapipe an environment of its own, names its
@@ -66,4 +71,15 @@ def mediapipe_scores(tmp_path_factory):
             for file, found in zip(files, results.values(), strict=True)
         }
 
-    return scores
+    def agrees(files, images):
+        from kapps.tflite import Runner
+
+        found = scores(files, images)
+        for file, theirs in found.items():
+            runner = Runner(file)
+            apart = np.abs(theirs - runner.predict(images))
+            step = runner.output_quantization[0]
+            assert apart.max() <= 1e-5 if not step else apart.mean() <= step, (file, apart)
+        return found
+
+    return agrees
