@@ -38,6 +38,11 @@ LIMITS = {
     "int16x8": 0.05,
 }
 
+_TUNED = "/quant_"  # what quantization-aware training puts before the names of layers with kernels
+
+StandsFor = dict[str, tuple[str, "np.ndarray | float"]]
+"""See `quantized_graph.stands_for`."""
+
 
 @dataclass(frozen=True)
 class LayerError:
@@ -164,15 +169,14 @@ def compare_layers(
         answer = _child.run(
             "_tensors", {"file": os.fspath(path), "folder": name}, time_limit=time_limit
         )
-        if any("/quant_" in tensor["name"] for tensor in answer["tensors"]):
-            raise InputError(
-                f"{path} is of a quantization-aware model, whose layers are not those of "
-                f"{model.name!r} one by one: compare the outputs instead (kapps-evaluate --tflite)"
-            )
         quantization = answer["quantization"]
-        exported = run_passes(model, quantization=quantization)
+        stands_for: StandsFor = {}
+        if any(_TUNED in tensor["name"] for tensor in answer["tensors"]):
+            exported, stands_for = _as_tuned(model)
+        else:
+            exported = run_passes(model, quantization=quantization)
         tapped, taps, sources = _tapped(exported)
-        found = _match(answer["tensors"], answer["output"], exported, taps, sources)
+        found = _match(answer["tensors"], answer["output"], exported, taps, sources, stands_for)
         if len(found) < 2 or len(found) < len(taps) / 10:
             raise InputError(
                 f"{path}: {len(found)} of its {len(answer['tensors'])} tensors bear names of the "
@@ -194,6 +198,18 @@ def compare_layers(
         # Written so that nan counts as beyond it.
         parts_at=next((e for e in errors if not e.own_error <= LIMITS[quantization]), None),
     )
+
+
+def _as_tuned(model: keras.Model) -> tuple[keras.Model, StandsFor]:
+    """The graph of which quantization-aware training made its own, and what that has of it."""
+    try:
+        from kapps.tflite import quantized_graph, tf_keras_rebuild
+    except ImportError as error:
+        raise InputError(
+            "the file is of a quantization-aware model; to compare it install kapps[tflite]"
+        ) from error
+    copy = tf_keras_rebuild.rebuild(model)
+    return tf_keras_rebuild.prepared(model), quantized_graph.stands_for(copy)
 
 
 def _described(error: LayerError) -> str:
@@ -270,8 +286,9 @@ def _match(
     model: keras.Model,
     taps: dict[str, _Tap],
     sources: dict[str, list[str]],
+    stands_for: StandsFor,
 ) -> dict[str, dict[str, Any]]:
-    """The tensor of each layer, in graph order, for the layers that have one.
+    """The tensor of each layer, in graph order, for the layers that have one, with its `factor`.
 
     A tensor that names several layers is of all of them fused, hence the output of the last one; of
     several that name a layer, the last computed is its output. A batch norm that is folded into the
@@ -280,7 +297,8 @@ def _match(
     order = {name: index for index, name in enumerate(taps)}
     found: dict[str, dict[str, Any]] = {}
     for tensor in tensors:
-        names = [name for name in layers_in(tensor["name"], model) if name in order]
+        own = tensor["name"].replace(_TUNED, "/") if stands_for else tensor["name"]
+        names = [name for name in layers_in(own, model) if name in order]
         if tensor["number"] == output:
             names = [model.output_names[0]] if model.output_names[0] in order else []
         if names:
@@ -289,8 +307,11 @@ def _match(
         folded = isinstance(model.get_layer(name), layers.BatchNormalization)
         if folded and before and name not in found and before[0] in found:
             found[name] = found.pop(before[0])
+    for name, (layer, factor) in stands_for.items():
+        if name in found:
+            found[layer] = found.pop(name) | {"factor": factor}
     return {
-        name: found[name]
+        name: {"factor": 1.0} | found[name]
         for name in taps
         if name in found and _squeezed(found[name]["shape"]) == _squeezed(taps[name].output.shape)
     }
@@ -339,7 +360,8 @@ def _add(
             limits = np.iinfo(value.dtype)
             ends[name] = (value == limits.min, value == limits.max)
             value = (value.astype("float32") - tensor["zero_point"]) * tensor["scale"]
-        actual[name] = value.astype("float32").reshape(expected[name].shape)
+        value = value.astype("float32").reshape(expected[name].shape)
+        actual[name] = value * np.float32(tensor["factor"])
         taps[name].forced = keras.ops.convert_to_tensor(actual[name])
     tapped(pixels, training=False)
     for name, total in sums.items():
@@ -351,7 +373,7 @@ def _add(
         total.own_error += float(((actual[name] - own) ** 2).sum())
         total.largest = float(np.fmax(total.largest, np.abs(actual[name] - own).max()))
         if name in ends:
-            step = found[name]["scale"]
+            step = found[name]["scale"] * found[name]["factor"]
             low, high = (end.reshape(own.shape) for end in ends[name])
             beyond = (low & (own < actual[name] - step)) | (high & (own > actual[name] + step))
             total.saturated += float(beyond.sum())

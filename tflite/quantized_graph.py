@@ -279,6 +279,22 @@ def quantized(model: tf_keras.Model) -> tf_keras.Model:
     return _Builder(model).build()
 
 
+def stands_for(model: tf_keras.Model) -> dict[str, tuple[str, np.ndarray | float]]:
+    """What the tensors of the file of a `quantized` model hold, of the float `model` it is made of.
+
+    Returns:
+        For each layer that has a tensor the layer of `model` whose output it stands for, mostly
+        itself, and what the tensor is to be multiplied by to be that output.
+    """
+    builder = _Builder(model)
+    builder.build()
+    return {
+        node.layer.name: (builder.activated.get(node.layer.name, node.layer.name), value.scale)
+        for node in builder.nodes
+        for value in [builder.values[node.output]]
+    }
+
+
 def finish(model: tf_keras.Model) -> None:
     """Fixes the ranges of a `quantized` model, so that a file can be made of it.
 
@@ -313,7 +329,7 @@ class _Builder:
     def __init__(self, model: tf_keras.Model) -> None:
         self.model = model
         self.output = rebuilt.output_of(model)
-        self.nodes = _activate_before_concat(list(rebuilt.nodes(model)))
+        self.nodes, self.activated = _activate_before_concat(list(rebuilt.nodes(model)))
         self.consumers: dict[str, list[Node]] = defaultdict(list)
         for node in self.nodes:
             for name in node.inputs:
@@ -480,14 +496,18 @@ def _plain(scale: Any) -> np.ndarray | float:
     return scale if np.ndim(scale) else float(scale)
 
 
-def _activate_before_concat(nodes: list[Node]) -> list[Node]:
-    """A ReLU behind a concatenation as one on each of its inputs, where a convolution fuses it."""
+def _activate_before_concat(nodes: list[Node]) -> tuple[list[Node], dict[str, str]]:
+    """A ReLU behind a concatenation as one on each of its inputs, where a convolution fuses it.
+
+    Also, by the name of such a concatenation, that of the ReLU.
+    """
     consumers: dict[str, list[Node]] = defaultdict(list)
     for node in nodes:
         for name in node.inputs:
             consumers[name].append(node)
     result: list[Node] = []
     renamed: dict[str, str] = {}
+    activated: dict[str, str] = {}
     for node in nodes:
         following = consumers[node.output]
         node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
@@ -503,10 +523,11 @@ def _activate_before_concat(nodes: list[Node]) -> list[Node]:
                 result.append(Node(each, (name,), f"{name}/{relu.layer.name}"))
                 inputs.append(result[-1].output)
             renamed[relu.output] = node.output
+            activated[node.layer.name] = relu.layer.name
             node = replace(node, inputs=tuple(inputs))
         if node.output not in renamed:
             result.append(node)
-    return result
+    return result, activated
 
 
 def _common_ranges(nodes: list[Node]) -> dict[str, str]:

@@ -17,7 +17,8 @@ import tf_keras
 
 from kapps import _custom_layers
 from kapps._errors import InputError
-from kapps.tflite.passes import remove_training_layers
+from kapps.tflite.passes import remove_channel_shuffle, remove_training_layers
+from kapps.tflite.passes.shuffle import as_before_removal
 from kapps.tflite.rebuild import rebuild as copied
 
 
@@ -156,8 +157,16 @@ _ACTIVATION_LAYERS: dict[type, tuple[str, dict[str, Any]]] = {
 }
 
 
+def prepared(model: keras.Model) -> keras.Model:
+    """The Keras 3 model that `rebuild` copies layer by layer."""
+    return remove_channel_shuffle(remove_training_layers(model))
+
+
 def rebuild(model: keras.Model) -> tf_keras.Model:
     """The model in tf_keras, with its weights, and without the layers that act in training only.
+
+    Channels are in the order of `remove_channel_shuffle`, as in a file to come; `copy_weights`
+    knows.
 
     Fused activations become layers of their own, named `<layer>_activation`.
 
@@ -172,7 +181,7 @@ def rebuild(model: keras.Model) -> tf_keras.Model:
             f"tuning runs on TensorFlow, and Keras on {keras.config.backend()}: save the weights, "
             "and tune in a process with KERAS_BACKEND=tensorflow"
         )
-    graph = remove_training_layers(model)
+    graph = prepared(model)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise InputError(
             f"model {model.name!r} has {len(graph.inputs)} inputs and {len(graph.outputs)} "
@@ -277,7 +286,9 @@ def output_of(model: tf_keras.Model) -> str:
 
 
 def copy_weights(values: dict[str, list[np.ndarray]], model: keras.Model) -> keras.Model:
-    """A copy of a Keras 3 model with these weights, by layer; others stay as they are.
+    """A copy of a Keras 3 model with these weights of what `rebuild` made of it, by layer.
+
+    The weights of layers that are not named stay as they are.
 
     Raises:
         InputError: a layer is unknown, or its weights have other shapes.
@@ -289,11 +300,12 @@ def copy_weights(values: dict[str, list[np.ndarray]], model: keras.Model) -> ker
             if attribute.startswith("checkpoint_") and not hasattr(new, attribute):
                 setattr(new, attribute, value)
     for name, weights in values.items():
-        try:
-            copy.get_layer(name).set_weights(weights)
-        except ValueError as error:
+        layer = copy.get_layer(name) if name in {each.name for each in copy.layers} else None
+        if layer is None or [w.shape for w in weights] != [tuple(w.shape) for w in layer.weights]:
             raise InputError(
                 f"the weights of layer {name!r} do not fit model {model.name!r}: pass the model "
                 "that the tuned one was made of"
-            ) from error
+            )
+    for name, weights in as_before_removal(remove_training_layers(model), values).items():
+        copy.get_layer(name).set_weights(weights)
     return copy

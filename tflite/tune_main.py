@@ -26,7 +26,9 @@ _RECIPE = flags.DEFINE_string(
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "images a step; by default the recipe's")
 _EPOCHS = flags.DEFINE_integer("epochs", None, "passes over the images, each phase; by default 5")
 _LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", None, "the highest of the schedule; by default a tenth of the recipe's"
+    "learning_rate",
+    None,
+    "the highest of the schedule; by default a tenth of the recipe's, for --quantize_aware 0.01 of it",
 )
 _SEED = flags.DEFINE_integer(
     "seed", 0, "of order, augmentation and clusters", lower_bound=0, upper_bound=2**32 - 1

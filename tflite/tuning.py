@@ -52,7 +52,7 @@ def quantize_aware(model: keras.Model | tf_keras.Model) -> tf_keras.Model:
     Raises:
         InputError: a layer cannot be rebuilt or has no int8 form; it is named.
     """
-    return quantized_graph.quantized(_float(model))
+    return _made_of(model, quantized_graph.quantized(_float(model)))
 
 
 def prune(
@@ -84,7 +84,7 @@ def prune(
     for layer in tuned.layers:
         if isinstance(layer, PruneLowMagnitude):
             layer.pruning_step.assign(0)  # -1 asks for a callback of `fit` to start the count
-    return tuned
+    return _made_of(model, tuned)
 
 
 def cluster(model: keras.Model | tf_keras.Model, clusters: int) -> tf_keras.Model:
@@ -112,7 +112,7 @@ def cluster(model: keras.Model | tf_keras.Model, clusters: int) -> tf_keras.Mode
             return sparse_clustering.cluster_weights(layer, preserve_sparsity=True, **shared)
         return tfmot.clustering.keras.cluster_weights(layer, **shared)
 
-    return _wrapped(plain, wrap, least=2 * clusters)
+    return _made_of(model, _wrapped(plain, wrap, least=2 * clusters))
 
 
 def strip(tuned: tf_keras.Model) -> tf_keras.Model:
@@ -146,6 +146,12 @@ def restore(tuned: tf_keras.Model, model: keras.Model) -> keras.Model:
         plain = strip(tuned)
         values = {layer.name: layer.get_weights() for layer in plain.layers if layer.weights}
     return tf_keras_rebuild.copy_weights(values, model)
+
+
+def restored(tuned: tf_keras.Model) -> keras.Model | None:
+    """What `restore` gives for the model that it was made of; None if that is not known."""
+    source = getattr(tuned, "made_of", None)
+    return None if source is None else restore(tuned, source)
 
 
 def sparsity(model: keras.Model | tf_keras.Model) -> float:
@@ -200,6 +206,13 @@ def _float(model: keras.Model | tf_keras.Model) -> tf_keras.Model:
     if isinstance(model, keras.Model):
         return tf_keras_rebuild.rebuild(model)
     raise InputError(f"expected a Keras model, got {type(model).__name__}")
+
+
+def _made_of(model: keras.Model | tf_keras.Model, tuned: tf_keras.Model) -> tf_keras.Model:
+    """The tuned model, remembering the Keras 3 model that it is made of: see `restored`."""
+    source = model if isinstance(model, keras.Model) else getattr(model, "made_of", None)
+    object.__setattr__(tuned, "made_of", source)  # not as a part of it, with variables to track
+    return tuned
 
 
 def _prunable(model: Any) -> list[Any]:

@@ -49,7 +49,7 @@ class ConversionError(InputError):
 
     Attributes:
         verification: the figures.
-        comparison: the same layer by layer; None for a tuned model.
+        comparison: the same layer by layer; None if that was not possible.
     """
 
     def __init__(
@@ -130,12 +130,15 @@ def verify(
     figures = compare(expected, runner.predict(images), step=runner.output_quantization[0])
     limit = LIMITS[quantization]
     if not (figures.regret <= limit.regret and figures.drift <= limit.drift):
-        comparison = None
-        remedy = "Train it for more steps, or at a smaller learning rate."
-        if isinstance(model, keras.Model):  # and not a tuned one, of tf_keras
-            remedy = _REMEDY[quantization]
+        comparison, remedy, same = None, _REMEDY[quantization], model
+        if not isinstance(model, keras.Model):  # but a tuned one, of tf_keras
+            from kapps.tflite.tuning import restored
+
+            remedy = "Train it for more steps, or at a smaller learning rate."
+            same = restored(model)
+        if same is not None:
             with contextlib.suppress(InputError, RuntimeError):  # the verdict stands without it
-                comparison = compare_layers(model, path, images[:_COMPARED])
+                comparison = compare_layers(same, path, images[:_COMPARED])
         raise ConversionError(
             f"{where or path}: the {quantization} file does not do what the model does: {figures} "
             f"(at most {limit.regret:g} and {limit.drift:g}). "

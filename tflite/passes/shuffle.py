@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from kapps._custom_layers import ChannelShuffle, ChannelSlice
@@ -50,19 +51,44 @@ def remove_channel_shuffle(model: keras.Model) -> keras.Model:
     return replace(model, _plan)
 
 
+def as_before_removal(
+    model: keras.Model, values: Mapping[str, list[np.ndarray]]
+) -> dict[str, list[np.ndarray]]:
+    """Weights of `remove_channel_shuffle(model)`, by layer, in the order that `model` has them."""
+    orders = {layer.name: sides for layer, sides in _new_orders(_understood(Graph(model))).items()}
+    return {
+        name: _permuted(
+            weights,
+            {side: np.argsort(order).tolist() for side, order in orders.get(name, {}).items()},
+        )
+        for name, weights in values.items()
+    }
+
+
 def _plan(graph: Graph) -> Mapping[keras.Operation, Call]:
-    orders: dict[keras.Operation, dict[str, list[int]]] = {}
-    understood = [
-        moves for moves in (_Moves(graph, group) for group in _groups(graph)) if moves.understood()
-    ]
-    for moves in understood:
-        for layer, side, order in moves.orders():
-            orders.setdefault(layer, {})[side] = order  # of two groups, one at either side
-    permuted = {layer: _permuted(graph, layer, sides) for layer, sides in orders.items()}
+    understood = _understood(graph)
+    permuted = {
+        layer: edited(graph, layer, _permuted(layer.get_weights(), sides))
+        for layer, sides in _new_orders(understood).items()
+    }
     replaced: dict[keras.Operation, Call] = dict(permuted)
     for moves in understood:
         replaced.update(moves.replaced(permuted))
     return replaced
+
+
+def _understood(graph: Graph) -> list[_Moves]:
+    found = (_Moves(graph, group) for group in _groups(graph))
+    return [moves for moves in found if moves.understood()]
+
+
+def _new_orders(understood: list[_Moves]) -> dict[Any, dict[str, list[int]]]:
+    """By layer whose weights change the new order of the channels, by side."""
+    orders: dict[Any, dict[str, list[int]]] = {}
+    for moves in understood:
+        for layer, side, order in moves.orders():
+            orders.setdefault(layer, {})[side] = order  # of two groups, one at either side
+    return orders
 
 
 def _groups(graph: Graph) -> Iterator[list[keras.Operation]]:
@@ -88,8 +114,9 @@ def _groups(graph: Graph) -> Iterator[list[keras.Operation]]:
             yield list(dict.fromkeys(group))
 
 
-def _permuted(graph: Graph, layer: Any, orders: Mapping[str, list[int]]) -> keras.Operation:
-    values = layer.get_weights()
+def _permuted(values: list[np.ndarray], orders: Mapping[str, list[int]]) -> list[np.ndarray]:
+    """A layer's weights with the channels of each side in another order."""
+    values = list(values)
     if "both" in orders:  # vectors, and the kernel of a depthwise convolution
         order = orders["both"]
         values = [v[:, :, order] if v.ndim == 4 else v[order] for v in values]
@@ -97,7 +124,7 @@ def _permuted(graph: Graph, layer: Any, orders: Mapping[str, list[int]]) -> kera
         values[0] = values[0][..., orders["in"], :]
     if "out" in orders:
         values = [v[..., orders["out"]] for v in values]
-    return edited(graph, layer, values)
+    return values
 
 
 class _Gathered:
