@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from kapps._errors import InputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -20,7 +23,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     or the new one. On failure the temporary file is removed and `path` stays as it was.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or the disk is full.
     """
     target = Path(path)
     suffix = "".join(target.suffixes[-2:])
@@ -41,6 +44,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it 0600
         os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in _FULL:
+            raise
+        raise InputError(
+            f"cannot write {target}: {error.strerror}; free some space, or choose another disk"
+        ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

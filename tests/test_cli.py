@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import json
 import os
-import runpy
 import shlex
 import subprocess
 import sys
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from programs import Answer, run_here
 
 import kapps
 from kapps.tools import cli
@@ -48,13 +47,6 @@ GOOD = TRAIN.replace("/run", "/good") + " --recipe=digits --epochs=1"
 IN_A_PROCESS = [*list(MISTAKES)[:3], "train --help", GOOD]
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    code: int | str | None
-    stdout: str
-    stderr: str
-
-
 def start(command: str) -> Answer:
     binary, *arguments = shlex.split(command)
     done = subprocess.run(
@@ -66,22 +58,6 @@ def start(command: str) -> Answer:
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
     )
     return Answer(done.returncode, done.stdout, done.stderr)
-
-
-def run_here(command: str, capsys: pytest.CaptureFixture[str]) -> Answer:
-    """As `python -m`, in this process; the flags that the binary defined are undefined again."""
-    binary, *arguments = shlex.split(command)
-    before = set(flags.FLAGS)
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(sys, "argv", [binary, *arguments])
-        try:
-            runpy.run_module(f"kapps.tools.{binary}", run_name="__main__", alter_sys=True)
-        finally:
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
-    return Answer(caught.value.code, *capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +83,8 @@ def test_a_mistake_gets_one_line(
     answers: dict[str, Answer], folder: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     before = sorted(folder.rglob("*"))
-    answer = answers.get(command) or run_here(command.format(tmp=folder), capsys)
+    binary, _, arguments = command.format(tmp=folder).partition(" ")
+    answer = answers.get(command) or run_here(f"tools.{binary}", arguments, capsys)
     assert answer.code == 2, answer.stderr
     assert "Traceback" not in answer.stderr
     program = "kapps-" + command.split()[0]
@@ -135,14 +112,17 @@ def test_train_and_evaluate(
     assert answer.code == 0, answer.stderr
     assert answer.stdout.startswith("LeNet5: validation top-1 0.") and "img/s" in answer.stderr
     by_run = run_here(
-        f"evaluate --workdir={folder}/good --split=test --json={folder}/test.json", capsys
+        "tools.evaluate",
+        f"--workdir={folder}/good --split=test --json={folder}/test.json",
+        capsys,
     )
     assert not by_run.code, by_run.stderr
     figures = json.loads((folder / "test.json").read_text())
     assert figures["images"] == 360 and figures["split"] == "test"
     assert f"digits test: top-1 {figures['top1']:.4f}, top-5 {figures['top5']:.4f}" in by_run.stdout
     by_file = run_here(
-        f"evaluate --model=LeNet5 --weights={folder}/good/weights.safetensors --dataset=digits "
+        "tools.evaluate",
+        f"--model=LeNet5 --weights={folder}/good/weights.safetensors --dataset=digits "
         "--image_size=32 --split=test",
         capsys,
     )

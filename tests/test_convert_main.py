@@ -5,42 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import runpy
-import shlex
 import subprocess
 import sys
 import zipfile
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
+from programs import run_here
 
 import kapps
 from kapps.tflite import read_metadata
-
-
-class Answer(NamedTuple):
-    code: int | None
-    stdout: str
-    stderr: str
-
-
-def _run(command, capsys):
-    """As `python -m`, in this process; the flags that the binary defined are undefined again."""
-    binary, *arguments = shlex.split(command)
-    before = set(flags.FLAGS)
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(sys, "argv", [f"{binary}_main", *arguments])
-        try:
-            runpy.run_module(f"kapps.tflite.{binary}_main", run_name="__main__", alter_sys=True)
-        finally:
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
-    return Answer(caught.value.code, *capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +101,8 @@ def test_the_sum_is_that_of_the_weights_file(files, folder):
 
 def test_compare(files, folder, capsys):
     report = folder / "compare.json"
-    command = f"compare {files[1][0]} {files[1][1]} --workdir={folder}/run --images=2"
-    answer = _run(f"{command} --json={report}", capsys)
+    command = f"{files[1][0]} {files[1][1]} --workdir={folder}/run --images=2"
+    answer = run_here("tflite.compare_main", f"{command} --json={report}", capsys)
     assert not answer.code, answer.stderr
     for path, quantization in zip(files[1], ("float32", "int8"), strict=True):
         assert f"{path}: {quantization}\n" in answer.stdout
@@ -143,8 +118,9 @@ def test_compare_with_other_weights(files, folder, capsys):
     for layer in other.layers:
         layer.set_weights([-2 * weight for weight in layer.get_weights()])
     kapps.save_weights(other, folder / "other.safetensors")
-    answer = _run(
-        f"compare {files[1][0]} --model=LeNet5 --weights={folder}/other.safetensors "
+    answer = run_here(
+        "tflite.compare_main",
+        f"{files[1][0]} --model=LeNet5 --weights={folder}/other.safetensors "
         f"--image_size=32 --classes=10 --dataset=folder:{folder}/flat --images=2",
         capsys,
     )
@@ -154,8 +130,9 @@ def test_compare_with_other_weights(files, folder, capsys):
 
 def test_convert_named_weights_with_a_flat_folder(folder, capsys):
     output = folder / "named.tflite"
-    answer = _run(
-        f"convert --model=LeNet5 --weights={folder}/run/weights.safetensors --image_size=32 "
+    answer = run_here(
+        "tflite.convert_main",
+        f"--model=LeNet5 --weights={folder}/run/weights.safetensors --image_size=32 "
         f"--labels={folder}/labels.txt --calibration=folder:{folder}/flat --output={output}",
         capsys,
     )
@@ -208,7 +185,8 @@ def test_convert_named_weights_with_a_flat_folder(folder, capsys):
 )
 def test_a_mistake_gets_one_line(command, message, folder, capsys):
     before = sorted(folder.rglob("*"))
-    answer = _run(command.format(tmp=folder), capsys)
+    binary, _, arguments = command.format(tmp=folder).partition(" ")
+    answer = run_here(f"tflite.{binary}_main", arguments, capsys)
     assert answer.code == 2, answer.stderr
     program = "kapps-" + command.split()[0]
     lines = [line for line in answer.stderr.splitlines() if line.startswith(f"{program}: error: ")]

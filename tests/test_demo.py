@@ -7,7 +7,6 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kapps.tflite import QUANTIZATIONS, Runner, read_metadata

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
-from tflite_net import small_net
+from tflite_net import NINE, small_net
 
 import kapps
 from kapps import InputError, _layers, shufflenet_v2
@@ -112,19 +112,6 @@ def test_all_passes_together(quantization, net, digits):
     swish = [getattr(layer, "activation", None) for layer in result.layers]
     assert (keras.activations.hard_silu in swish) == (quantization == "float32")
     assert keras.activations.hard_sigmoid not in swish
-
-
-NINE = (
-    "MobileNet",
-    "MobileNetV2",
-    "MobileNetV3Small",
-    "MobileNetV3Large",
-    "ShuffleNet",
-    "ShuffleNetV2_x0_5",
-    "EfficientNetB0",
-    "EfficientNetLite0",
-    "EfficientNetV2B0",
-)
 
 
 @pytest.mark.slow

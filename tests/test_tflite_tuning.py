@@ -7,31 +7,19 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers
-from tflite_net import small_net
+from tflite_net import NINE, small_net
 
 import kapps
 from kapps import InputError, _custom_layers, _layers
 from kapps.tflite.comparison import compare_layers
 from kapps.tflite.interpreter import operations
-from kapps.tflite.passes import remove_channel_shuffle
+from kapps.tflite.passes.shuffle import remove_channel_shuffle
 from kapps.tflite.tf_keras_rebuild import copy_weights, rebuild
 
 pytest_plugins = ["tflite_fixtures"]
 
 tf_keras = pytest.importorskip("tf_keras")
 tuning = pytest.importorskip("kapps.tflite.tuning")
-
-NINE = (
-    "MobileNet",
-    "MobileNetV2",
-    "MobileNetV3Small",
-    "MobileNetV3Large",
-    "ShuffleNet",
-    "ShuffleNetV2_x1_0",
-    "EfficientNetB0",
-    "EfficientNetLite0",
-    "EfficientNetV2B0",
-)
 
 
 def shake(model):
@@ -133,7 +121,8 @@ def test_the_copy_in_tf_keras_is_exact_for_all_nine(name):
     values = {layer.name: layer.get_weights() for layer in copy.layers if layer.weights}
     back = copy_weights({name: [2 * w for w in each] for name, each in values.items()}, model)
     for layer in model.layers:
-        for old, new in zip(layer.get_weights(), back.get_layer(layer.name).get_weights()):
+        same = back.get_layer(layer.name).get_weights()
+        for old, new in zip(layer.get_weights(), same, strict=True):
             np.testing.assert_array_equal(new, 2 * old)
 
 
@@ -254,7 +243,7 @@ def test_a_tuned_file_layer_by_layer(build, tmp_path):
     assert found >= {layer.name for layer in model.layers if isinstance(layer, layers.Multiply)}
     assert build is small_net or "act2" in found  # the ReLU of what the file concatenates
     # Of another network one layer is another.
-    name = next(l.name for l in reversed(model.layers) if isinstance(l, layers.Conv2D))
+    name = next(x.name for x in reversed(model.layers) if isinstance(x, layers.Conv2D))
     kernel, *bias = restored.get_layer(name).get_weights()
     restored.get_layer(name).set_weights([2 * kernel, *bias])
     blamed = compare_layers(restored, path, images[:4]).parts_at

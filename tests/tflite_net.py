@@ -1,4 +1,4 @@
-"""The small network of the tests of kapps.tflite."""
+"""The networks of the tests of kapps.tflite: a small one, and those of phones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from keras import layers
 from kapps import _custom_layers, _layers
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+# One network of each kind that is made for phones.
+NINE = (
+    "MobileNet",
+    "MobileNetV2",
+    "MobileNetV3Small",
+    "MobileNetV3Large",
+    "ShuffleNet",
+    "ShuffleNetV2_x0_5",
+    "EfficientNetB0",
+    "EfficientNetLite0",
+    "EfficientNetV2B0",
+)
 
 
 def small_net(channels: int = 3) -> keras.Model:

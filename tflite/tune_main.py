@@ -28,7 +28,8 @@ _EPOCHS = flags.DEFINE_integer("epochs", None, "passes over the images, each pha
 _LEARNING_RATE = flags.DEFINE_float(
     "learning_rate",
     None,
-    "the highest of the schedule; by default a tenth of the recipe's, for --quantize_aware 0.01 of it",
+    "the highest of the schedule; by default a tenth of the recipe's, and for --quantize_aware a "
+    "hundredth",
 )
 _SEED = flags.DEFINE_integer(
     "seed", 0, "of order, augmentation and clusters", lower_bound=0, upper_bound=2**32 - 1

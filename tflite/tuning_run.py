@@ -37,8 +37,8 @@ from kapps.tools.recipes import Recipe, get_recipe
 
 _PHASES = ("prune", "cluster", "quantize_aware")
 _EPOCHS = 5
-# Of the recipe's highest learning rate, by phase. For quantize_aware as in Wu et al. 2020, "Integer
-# Quantization for Deep Learning Inference", Recommended Workflow: more unlearns what the run has learned.
+# Of the recipe's highest learning rate, by phase. For quantize_aware more unlearns what the run has
+# learned: see Wu et al. 2020, "Integer Quantization for Deep Learning Inference", on the workflow.
 _RATES = {"prune": 0.1, "cluster": 0.1, "quantize_aware": 0.01}
 
 
@@ -142,7 +142,7 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
     settings = {
         **runs.settings_of(_train_config(config, start["model"], run, recipe), recipe, dataset),
         "learning_rates": rates,
-        "init_from": config.init_from,
+        "init_from": str(Path(config.init_from).resolve()),
         "init_sha256": _weights_sum(config.init_from),
         **{phase: getattr(config, phase) for phase in _PHASES},
     }
@@ -259,7 +259,8 @@ def _train(
     )
     checkpoints.restore()
     loop = training.Loop(strategy, logits, optimizer, recipe, dataset, seed)
-    training.run_epochs(loop, checkpoints, workdir, f"{tuned.name} {phase}", progress)
+    scalars = workdir / "tensorboard" / phase
+    training.run_epochs(loop, checkpoints, scalars, f"{tuned.name} {phase}", progress)
     return [{"phase": phase, **row} for row in checkpoints.state.history]
 
 

@@ -91,7 +91,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
             print(dataset.note, file=sys.stderr)
         if state.epoch:
             print(f"{workdir}: going on after epoch {state.epoch}", file=sys.stderr)
-    run_epochs(loop, checkpoints, workdir, config.model, progress and chief)
+    run_epochs(loop, checkpoints, workdir / "tensorboard", config.model, progress and chief)
 
     weights = workdir / "weights.safetensors"
     result = TrainResult(
@@ -258,16 +258,19 @@ def _evaluation(sums: np.ndarray) -> Evaluation:
 def run_epochs(
     loop: Loop,
     checkpoints: Checkpoints,
-    workdir: Path,
+    scalars: Path,
     title: str,
     show: bool,
 ) -> None:
-    """Trains from the epoch that `checkpoints` has restored to the recipe's last one."""
+    """Trains from the epoch that `checkpoints` has restored to the recipe's last one.
+
+    TensorBoard's files go to the folder `scalars`.
+    """
     recipe, state = loop.recipe, checkpoints.state
     steps = len(loop.dataset.train) // recipe.batch_size
     per_epoch = steps * recipe.batch_size
     writer = (
-        tf.summary.create_file_writer(os.fspath(workdir / "tensorboard"))
+        tf.summary.create_file_writer(os.fspath(scalars))
         if is_chief(loop.strategy)
         else tf.summary.create_noop_writer()
     )
