@@ -14,12 +14,14 @@ Every file is written by a process of its own (`tflite_files.py`) and kept in th
 there is not written again, so delete the kapps-* files after a change of the converter.
 
 One process then loads all files and measures them in one interleaved run on one thread. A round
-gives every file a turn, in an order of its own: one run that does not count, since it finds the
-caches full of another file, and then RUNS that do. What counts is the processor time of the thread:
-on a machine with nothing else to do that is the time on the clock, and on a shared one it leaves
-out the time in which others had the core. A turn counts as its quickest run, the one that others
-disturbed least; a file's figure is the median over the rounds, and a ratio the median of the
-rounds' ratios, with a 95 % bootstrap interval over them.
+gives every file a turn, those of a net one after the other, in an order of its own: one run that
+does not count, since it finds the caches full of another file, and then RUNS that do. After some
+rounds all files are loaded anew, because where their memory lies may make a percent or two.
+
+What counts is the processor time of the thread: on a machine with nothing else to do that is the
+time on the clock, and on a shared one it leaves out the time in which others had the core. A turn
+counts as its quickest run, the one that others disturbed least; a file's figure is the median over
+the rounds, and a ratio the median of the rounds' ratios, with a 95 % bootstrap interval over them.
 
 The exit code is 1 if a target is missed.
 """
@@ -46,6 +48,7 @@ from kapps.tflite.latency import host_device
 
 SIZE = 224  # pixels
 RUNS = 5  # a turn
+RELOAD = 5  # rounds
 
 # kapps, and in keras.applications where it is there   torchvision            timm
 NETS = (
@@ -197,30 +200,27 @@ def measure(
     made: list[File], folder: Path, rounds: int
 ) -> tuple[dict[File, Figures], dict[File, str]]:
     """Runs all files in turns, in this process; why one did not load, for those."""
-    interpreters: dict[File, Any] = {}
     failures: dict[File, str] = {}
-    for file in made:
-        try:
-            interpreter = load_interpreter(folder / f"{file.stem}.tflite", 1)
-            detail = interpreter.get_input_details()[0]
-            image = np.random.default_rng(0).integers(0, 128, detail["shape"])
-            interpreter.set_tensor(detail["index"], image.astype(detail["dtype"]))
-            interpreter.invoke()
-        except (RuntimeError, ValueError) as error:
-            failures[file] = str(error).splitlines()[0][:200]
-            continue
-        interpreters[file] = interpreter
-    cpu: dict[File, list[list[float]]] = {file: [] for file in interpreters}
-    wall: dict[File, list[list[float]]] = {file: [] for file in interpreters}
-    order = np.random.default_rng(0)
-    keys = list(interpreters)
+    cpu: dict[File, list[list[float]]] = {}
+    wall: dict[File, list[list[float]]] = {}
+    random = np.random.default_rng(0)
+    nets = list(dict.fromkeys(file.net for file in made))
+    interpreters: dict[File, Any] = {}
     for number in range(rounds):
-        if number % 10 == 0:
+        if number % RELOAD == 0:
             say(f"round {number} of {rounds}")
-        for index in order.permutation(len(keys)):
-            turn = [_run(interpreters[keys[index]]) for _ in range(1 + RUNS)][1:]
-            cpu[keys[index]].append([run[0] for run in turn])
-            wall[keys[index]].append([run[1] for run in turn])
+            interpreters.clear()
+            for file in [made[index] for index in random.permutation(len(made))]:
+                try:
+                    interpreters[file] = _loaded(folder / f"{file.stem}.tflite")
+                except (RuntimeError, ValueError) as error:
+                    failures[file] = str(error).splitlines()[0][:200]
+        for net in random.permutation(nets):
+            own = [file for file in interpreters if file.net == net]
+            for file in [own[index] for index in random.permutation(len(own))]:
+                turn = [_run(interpreters[file]) for _ in range(1 + RUNS)][1:]
+                cpu.setdefault(file, []).append([run[0] for run in turn])
+                wall.setdefault(file, []).append([run[1] for run in turn])
     figures = {
         file: Figures(
             np.array(cpu[file]),
@@ -229,9 +229,19 @@ def measure(
             _outside(interpreter),
             (folder / f"{file.stem}.tflite").stat().st_size,
         )
-        for file, interpreter in interpreters.items()
+        for file, interpreter in sorted(interpreters.items(), key=lambda item: made.index(item[0]))
     }
     return figures, failures
+
+
+def _loaded(path: Path) -> Any:
+    """An interpreter that has run once."""
+    interpreter = load_interpreter(path, 1)
+    detail = interpreter.get_input_details()[0]
+    image = np.random.default_rng(0).integers(0, 128, detail["shape"])
+    interpreter.set_tensor(detail["index"], image.astype(detail["dtype"]))
+    interpreter.invoke()
+    return interpreter
 
 
 def _run(interpreter: Any) -> tuple[float, float]:
@@ -288,7 +298,7 @@ def report(
         f"phone's latency. {about}. {SIZE} px, random weights, batch 1, one thread, XNNPACK; "
         f"{rounds} interleaved rounds, the quickest of {RUNS} runs in each, processor time of the "
         "thread; the median of the rounds. A ratio is ours by the peer's: below 1, ours is faster; "
-        "in brackets its 95 % interval.",
+        f"in brackets its 95 % interval. Files are loaded anew every {RELOAD} rounds.",
         "",
         "The files of kapps take pixels in 0..255, normalize them and end in a softmax, all in "
         "the graph. Those of keras.applications end in a softmax too; MobileNet and MobileNetV2 "
