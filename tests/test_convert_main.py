@@ -107,7 +107,7 @@ def test_compare(files, folder, capsys):
     for path, quantization in zip(files[1], ("float32", "int8"), strict=True):
         assert f"{path}: {quantization}\n" in answer.stdout
         figures = json.loads(report.read_text())[str(path)]
-        assert figures["parts_at"] is None
+        assert figures["parts_at"] is None and figures["agrees"]
         own = [layer["own_error"] for layer in figures["layers"]]
         assert len(own) >= 5 and own == sorted(own, reverse=True)
 

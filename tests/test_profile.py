@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
-from test_cli import run_here
+from programs import run_here
 
 import kapps
 from kapps._profile import profile
+
+SUMMARY = "tools.summary"
 
 
 def chain(shape, *parts):
@@ -502,7 +504,7 @@ def test_the_table():
 
 
 def test_summary_prints_the_table(tmp_path, capsys):
-    done = run_here(f"summary --model=LeNet5 --json={tmp_path}/lenet.json", capsys)
+    done = run_here(SUMMARY, f"--model=LeNet5 --json={tmp_path}/lenet.json", capsys)
     result = profile(kapps.LeNet5())
     assert not done.code and done.stdout == f"{result}\n"
     figures = json.loads((tmp_path / "lenet.json").read_text())
@@ -512,20 +514,21 @@ def test_summary_prints_the_table(tmp_path, capsys):
 
 def test_summary_of_what_the_flags_ask_for(capsys):
     done = run_here(
-        "summary --model=LeNet5 --input_size=40x32 --classes=36 --nolayers "
+        SUMMARY,
+        "--model=LeNet5 --input_size=40x32 --classes=36 --nolayers "
         "--arguments=dropout_rate=0.5,classifier_activation=None,name=mine",
         capsys,
     )
     mine = kapps.LeNet5(input_shape=(40, 32, 1), classes=36, dropout_rate=0.5, name="mine")
     assert done.stdout == profile(mine).totals() + "\n"
     done = run_here(
-        "summary --model=MobileNetV3Small --nolayers --arguments=include_top=False", capsys
+        SUMMARY, "--model=MobileNetV3Small --nolayers --arguments=include_top=False", capsys
     )
     assert "MACs             54,896,576" in done.stdout
 
 
 def test_summary_lists_the_models(capsys):
-    assert run_here("summary --list", capsys).stdout.split() == kapps.list_models()
+    assert run_here(SUMMARY, "--list", capsys).stdout.split() == kapps.list_models()
 
 
 @pytest.mark.parametrize(
@@ -549,7 +552,7 @@ def test_summary_lists_the_models(capsys):
     ],
 )
 def test_a_wrong_flag_gets_one_line(flags, message, capsys):
-    done = run_here(f"summary {flags}", capsys)
+    done = run_here(SUMMARY, flags, capsys)
     assert done.code == 2 and not done.stdout
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("kapps-summary: error: ") and message in done.stderr

@@ -389,15 +389,20 @@ def test_the_binary_is_ended_in_the_middle(number, phone, files, tool, tmp_path)
     binary = tool(f"echo $$ > {started}; while true; do sleep 0.1; done")
     command = [sys.executable, "-m", "kapps.tflite.benchmark_main", "--device=adb"]
     with subprocess.Popen(
-        [*command, f"--benchmark_binary={binary}", str(files[0])], stderr=subprocess.PIPE
+        [*command, f"--benchmark_binary={binary}", str(files[0])],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # which nohup had ignored
     ) as process:
-        deadline = time.monotonic() + 100
-        while not started.exists() or not started.read_text():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1].decode()
+        try:
+            deadline = time.monotonic() + 100
+            while not started.exists() or not started.read_text():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[1].decode()
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "interrupted" in said.splitlines()[-1]
     deadline = time.monotonic() + 20

@@ -2,7 +2,7 @@
 
 A layer's own error is what it does to the inputs that it has in the file; its error is against the
 network, with all that went wrong before. Both are shares of the root mean square of its output.
-Exits with 1 if a layer of a file is beyond its limit.
+Exits with 1 if the output of a file is beyond the limit.
 
 Examples:
 
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int | None:
         with atomic_write(_JSON.value) as temporary:
             figures = {file: _figures(comparison) for file, comparison in results.items()}
             temporary.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
-    return int(any(comparison.parts_at is not None for comparison in results.values()))
+    return int(not all(comparison.agrees for comparison in results.values()))
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
     return {
         "quantization": comparison.quantization,
         "images": comparison.images,
+        "agrees": comparison.agrees,
         "parts_at": comparison.parts_at and comparison.parts_at.layer,
         "layers": [
             {

@@ -28,14 +28,16 @@ from kapps.tflite.passes import run_passes
 from kapps.tflite.rebuild import rebuild
 
 # The largest own error of a layer that is still sound. Beside it the worst that was seen with sound
-# files: see tests/test_tflite_comparison.py for how.
+# files: MobileNetV2, MobileNetV3Large, ShuffleNet, ShuffleNetV2_x0_5 and EfficientNetB0 at 64 px,
+# trained on `digits` to 0.98 and more; and the small network of the tests.
 LIMITS = {
-    #                       seen
-    "float32": 0.001,
-    "float16": 0.02,
-    "dynamic": 0.2,
-    "int8": 0.2,
-    "int16x8": 0.05,
+    #                   seen
+    "float32": 0.001,  # 0.000007
+    "float16": 0.02,  #  0.0005
+    "dynamic": 0.2,  #   0.018
+    "int8": 0.2,  #      0.039; where an outlier takes the range, 0.5 (EfficientNetB0's gates) and
+    #                    0.92 (MobileNetV3Large at 2 x 2 pixels), at no loss of accuracy
+    "int16x8": 0.05,  #  0.0091
 }
 
 _TUNED = "/quant_"  # what quantization-aware training puts before the names of layers with kernels
@@ -108,8 +110,19 @@ class Comparison:
         """The layers by their own error; not-a-number comes first."""
         return sorted(self.layers, key=lambda e: (e.own_error != e.own_error, e.own_error))[::-1]
 
+    @property
+    def agrees(self) -> bool:
+        """Whether the output is within the limit, all that went wrong before included."""
+        return self.layers[-1].error <= LIMITS[self.quantization]
+
     def verdict(self) -> str:
         """One sentence: where the file and the model part."""
+        if self.parts_at is not None and self.agrees:
+            return (
+                f"The first of {len(self.layers)} layers beyond {LIMITS[self.quantization]:g} is "
+                f"{_described(self.parts_at)}; the output is within it, error "
+                f"{self.layers[-1].error:.2g}."
+            )
         if self.parts_at is not None:
             return (
                 f"They part at layer {_described(self.parts_at)}: the first of {len(self.layers)} "
