@@ -378,6 +378,7 @@ print(sum(float(w.sum()) for w in model.get_weights()))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(server, cache, good):
     server.put_hub(REPOSITORY, File(good))
     command = [sys.executable, "-c", CHILD, BUILDER]

@@ -159,6 +159,7 @@ def test_synchronized_statistics_are_computed_all_the_same(monkeypatch):
     np.testing.assert_allclose(dropped, numpy(model(x, training=True)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_whole_batch_training_reaches_every_weight():
     """With a probability so small that nothing is dropped, and with one that drops something."""
     for rate in (1e-6, 0.5):
@@ -252,6 +253,7 @@ def test_drop_block_acts_in_the_last_two_stages():
     assert len({x.seed_generator for x in found}) == len(found)
 
 
+@pytest.mark.slow
 def test_drop_block_with_a_schedule_trains_and_loads(tmp_path):
     arguments = {"input_shape": SHAPE, "classes": 3}
     net = kapps.EfficientNetLite0(drop_block_rate=0.2, drop_block_steps=100, **arguments)

@@ -60,6 +60,7 @@ def test_leaves_alone_what_it_does_not_understand(options):
     assert pad_in_max_pooling(model) is model
 
 
+@pytest.mark.slow
 def test_shufflenet_v2():
     model = kapps.ShuffleNetV2_x0_5(input_shape=(64, 64, 3), include_top=False, weights=None)
     others = [step for step in PASSES if step.run is not pad_in_max_pooling]

@@ -98,6 +98,7 @@ def test_leaves_alone_what_others_take_too():
         np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MobileNetV2", "ShuffleNetV2_x0_5"])
 def test_networks_of_kapps(name):
     model = kapps.get_builder(name)(input_shape=(32, 32, 3), include_top=False, weights=None)

@@ -180,6 +180,7 @@ def test_restored_weights_are_those_before_quantization(quantized, net, digits):
     assert drift < 0.05
 
 
+@pytest.mark.slow
 def test_pruned_stays_pruned(net, digits):
     (images, labels), _ = digits
     pruned = steps(tuning.prune(net, 0.5), images, labels)
@@ -204,6 +205,7 @@ def test_pruned_stays_pruned(net, digits):
     assert_does_as(tuning.tflite_bytes(tuned), tuned, images[:64])
 
 
+@pytest.mark.slow
 def test_clustered_stays_clustered_and_pruned(net, digits):
     (images, labels), _ = digits
     clustered = steps(tuning.cluster(net, 8), images, labels, count=5)
@@ -231,6 +233,7 @@ def test_convert_takes_a_tuned_model(quantized, digits, tmp_path):
     assert conversion.float_operations == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [small_net, mixed_net])
 def test_a_tuned_file_layer_by_layer(build, tmp_path):
     model, images = build(), random_images(96)

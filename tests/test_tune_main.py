@@ -37,6 +37,7 @@ def run(tmp_path_factory):
     del _model._BUILDERS["TinyNet"]
 
 
+@pytest.mark.slow
 def test_pruned_and_quantized(run, tmp_path, capsys):
     from kapps.tflite import Runner, read_metadata, tuning
 
@@ -75,6 +76,7 @@ def test_pruned_and_quantized(run, tmp_path, capsys):
         tuning_run.tune(config)
 
 
+@pytest.mark.slow
 def test_going_on_gives_the_same_as_never_stopping(run, tmp_path, monkeypatch):
     one, other = tmp_path / "one", tmp_path / "other"
     config = tuning_run.TuneConfig(str(run), str(one), quantize_aware=True, epochs=2)
@@ -123,6 +125,7 @@ def test_help_and_flags():
     )
 
 
+@pytest.mark.slow
 def test_result_is_json(run, tmp_path):
     config = tuning_run.TuneConfig(str(run), str(tmp_path), cluster=4, epochs=1)
     result = tuning_run.tune(config, progress=False)
