@@ -241,7 +241,7 @@ def test_metadata_of_others_and_none(files, inspections, tmp_path):
     assert inspections["int8"].metadata is None
     assert set(inspections["int8"].entries) == {"min_runtime_version", "CONVERSION_METADATA"}
     content = with_metadata(files["int8"].read_bytes(), Metadata(name="net", labels=("a",)))
-    path = tmp_path / "a.tflite"
+    path = tmp_path / f"{'a' * 200}.tflite"  # longer than a line of the page may be
     path.write_bytes(content.replace(b"M001", b"M999"))
     i = inspect(path)
     assert i.metadata is None

@@ -310,7 +310,7 @@ def _metadata(path: str, entries: dict[str, int]) -> tuple[dict[str, Any] | None
     try:
         metadata = read_metadata(path)
     except InputError as error:
-        return None, str(error)
+        return None, str(error).removeprefix(f"{path}: ")  # the page begins with the path
     return {**vars(metadata), "labels": list(metadata.labels)}, ""
 
 
