@@ -225,11 +225,12 @@ def measure(
         file: Figures(
             np.array(cpu[file]),
             np.array(wall[file]),
-            delegate_pieces(interpreter),
-            _outside(interpreter),
+            delegate_pieces(interpreters[file]),
+            _outside(interpreters[file]),
             (folder / f"{file.stem}.tflite").stat().st_size,
         )
-        for file, interpreter in sorted(interpreters.items(), key=lambda item: made.index(item[0]))
+        for file in made
+        if file in interpreters
     }
     return figures, failures
 

@@ -44,13 +44,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it 0600
         os.replace(temporary, target)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.errno not in _FULL:
-            raise
-        raise InputError(
-            f"cannot write {target}: {error.strerror}; free some space, or choose another disk"
-        ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise InputError(
+                f"cannot write {target}: {error.strerror}; free some space, or choose another disk"
+            ) from error
         raise

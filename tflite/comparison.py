@@ -221,8 +221,8 @@ def _as_tuned(model: keras.Model) -> tuple[keras.Model, StandsFor]:
         raise InputError(
             "the file is of a quantization-aware model; to compare it install kapps[tflite]"
         ) from error
-    copy = tf_keras_rebuild.rebuild(model)
-    return tf_keras_rebuild.prepared(model), quantized_graph.stands_for(copy)
+    prepared = tf_keras_rebuild.prepared(model)
+    return prepared, quantized_graph.stands_for(tf_keras_rebuild.rebuild(prepared))
 
 
 def _described(error: LayerError) -> str:

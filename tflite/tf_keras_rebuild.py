@@ -299,13 +299,14 @@ def copy_weights(values: dict[str, list[np.ndarray]], model: keras.Model) -> ker
         for attribute, value in vars(old).items():  # what kapps.save_weights names weights by
             if attribute.startswith("checkpoint_") and not hasattr(new, attribute):
                 setattr(new, attribute, value)
+    known = {layer.name: layer for layer in copy.layers}
     for name, weights in values.items():
-        layer = copy.get_layer(name) if name in {each.name for each in copy.layers} else None
+        layer = known.get(name)
         if layer is None or [w.shape for w in weights] != [tuple(w.shape) for w in layer.weights]:
             raise InputError(
                 f"the weights of layer {name!r} do not fit model {model.name!r}: pass the model "
                 "that the tuned one was made of"
             )
     for name, weights in as_before_removal(remove_training_layers(model), values).items():
-        copy.get_layer(name).set_weights(weights)
+        known[name].set_weights(weights)
     return copy

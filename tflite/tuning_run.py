@@ -127,21 +127,19 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
     run = runs.load_run(config.init_from)
     start = json.loads((Path(config.init_from) / "config.json").read_text())  # checked above
     recipe = _recipe(config, start)
-    rates = {
-        phase: _RATES[phase] * recipe.learning_rate
-        if config.learning_rate is None
-        else config.learning_rate
-        for phase in phases
-    }
+    rate = config.learning_rate
     gentle = {
-        phase: dataclasses.replace(recipe, learning_rate=rate) for phase, rate in rates.items()
+        phase: dataclasses.replace(
+            recipe, learning_rate=_RATES[phase] * recipe.learning_rate if rate is None else rate
+        )
+        for phase in phases
     }
     dataset = data.load(run.dataset, run.data_dir)
     if dataset.class_names != run.class_names:
         raise InputError(f"the run in {config.init_from} knows other classes than {run.dataset!r}")
     settings = {
         **runs.settings_of(_train_config(config, start["model"], run, recipe), recipe, dataset),
-        "learning_rates": rates,
+        "learning_rates": {phase: each.learning_rate for phase, each in gentle.items()},
         "init_from": str(Path(config.init_from).resolve()),
         "init_sha256": _weights_sum(config.init_from),
         **{phase: getattr(config, phase) for phase in _PHASES},
