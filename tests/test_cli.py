@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from programs import Answer, run_here
+from tflite_plain import plain_file, plain_net
 
 import kapps
 from kapps.tools import cli
@@ -42,6 +43,14 @@ MISTAKES = {
     "evaluate --model=LeNet5 --weights=x --dataset=digits --crop=7": "flag --crop=7",
     "evaluate --model=LeNet5 --weights={tmp}/six.safetensors --dataset=digits "
     "--image_size=32": "six.safetensors has 6 classes and the model 10",
+    "evaluate --workdir={tmp} --variant=int8": "--variant belongs to --tflite",
+    "evaluate --tflite=x --weights=y": "--tflite goes without --weights and --image_size",
+    "evaluate --tflite={tmp}/no.tflite --dataset=digits": "no such file: {tmp}/no.tflite",
+    "evaluate --tflite={tmp}/named.tflite": "--dataset must be given",
+    "evaluate --tflite={tmp}/named.tflite --dataset=digits": "{tmp}/named.tflite knows other "
+    "classes than dataset 'digits': its first is 'zero', the data set's '0'",
+    "evaluate --tflite={tmp}/wide.tflite --dataset=digits": "wide.tflite takes 16 x 24 pixels: "
+    "expected a square",
 }
 GOOD = TRAIN.replace("/run", "/good") + " --recipe=digits --epochs=1"
 IN_A_PROCESS = [*list(MISTAKES)[:3], "train --help", GOOD]
@@ -68,6 +77,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (tmp / "false" / name / "1.jpg").write_text("no image")
     (tmp / "file").write_text("")
     kapps.save_weights(kapps.LeNet5(input_shape=(32, 32, 3), classes=6), tmp / "six.safetensors")
+    (tmp / "named.tflite").write_bytes(plain_net())
+    wide = plain_file(lambda image: image[:, 0, :10, 0], (1, 16, 24, 3))
+    (tmp / "wide.tflite").write_bytes(wide)
     return tmp
 
 
@@ -127,6 +139,34 @@ def test_train_and_evaluate(
         capsys,
     )
     assert by_file.stdout == by_run.stdout
+
+
+def test_evaluate_a_tflite_file(
+    answers: dict[str, Answer], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, path = folder / "good", folder / "good.tflite"
+    made = run_here(
+        "tflite.convert_main",
+        f"--workdir={run} --output={path} --verification_images=20",
+        capsys,
+    )
+    assert not made.code, made.stderr
+    of_run, of_file = folder / "run.json", folder / "file.json"
+    run_here("tools.evaluate", f"--workdir={run} --split=test --json={of_run}", capsys)
+    answer = run_here(
+        "tools.evaluate",
+        f"--tflite={path} --workdir={run} --split=test --json={of_file}",
+        capsys,
+    )
+    assert not answer.code, answer.stderr
+    figures, expected = (json.loads(each.read_text()) for each in (of_file, of_run))
+    assert (figures["model"], figures["variant"]) == ("LeNet5", "float32")
+    assert figures["images"] == expected["images"] == 360
+    assert figures["top1"] == pytest.approx(expected["top1"], abs=1 / 360)
+    assert answer.stdout == (
+        f"good.tflite (LeNet5, float32) on digits test: top-1 {figures['top1']:.4f}, "
+        f"top-5 {figures['top5']:.4f}, 360 images\n"
+    )
 
 
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
