@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 
 _MOST = 20  # names in one message
@@ -27,6 +29,16 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
         rest = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
         remedy = f"known: {', '.join(names[:_MOST])}{rest}"
     return InputError(f"unknown {kind} {str(name)!r}; {remedy}")
+
+
+def printable(text: object) -> str:
+    """The text as one line without control characters, whatever a name or a file put into it."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite real number, of Python or NumPy."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_whole(builder: str, name: str, value: object) -> None:

@@ -18,14 +18,19 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`, and moves it there once the block has succeeded.
 
-    The temporary file keeps the suffix of `path` (writers choose their format by it). It is
-    flushed to the disk before the move, so that a crash or a full disk leaves either the old file
-    or the new one. On failure the temporary file is removed and `path` stays as it was.
+    A link stays, and what it leads to is replaced. The temporary file keeps the suffix of `path`
+    (writers choose their format by it). It is flushed to the disk before the move, so that a crash
+    or a full disk leaves either the old file or the new one. On failure the temporary file is
+    removed and `path` stays as it was.
 
     Raises:
-        InputError: the folder cannot be written, or the disk is full.
+        InputError: `path` is no regular file, the folder cannot be written, or the disk is full.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; name a file in it")
+    if target.exists() and not target.is_file():  # /dev/null, a pipe: it would be replaced
+        raise InputError(f"cannot write {path}: it is no regular file; name another one")
     suffix = "".join(target.suffixes[-2:])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -38,16 +38,17 @@ def fetch(weights: PublishedWeights) -> Path:
             to go on without a connection.
     """
     source = _source(weights)
-    file = source.cached()
-    if file is not None and source.matches(file):
+    file = _intact(source)
+    if file is not None:
         return file
     # Within the lock nobody else removes or fetches the file.
     with _lock(weights.file_name):
-        file = source.cached()
-        if file is not None and source.matches(file):
-            return file
+        file = _intact(source)
         if file is not None:
-            discard(file)
+            return file
+        damaged = source.cached()
+        if damaged is not None:
+            _discard(damaged)
         for _ in range(2):
             try:
                 return source.download()
@@ -59,7 +60,22 @@ def fetch(weights: PublishedWeights) -> Path:
     )
 
 
-def discard(file: Path) -> None:
+def remove(weights: PublishedWeights, file: Path) -> None:
+    """Removes what `fetch` gave from its cache."""
+    with _lock(weights.file_name):
+        _discard(file)
+
+
+def _intact(source: _Source) -> Path | None:
+    """The file in the cache, if it is what was published."""
+    file = source.cached()
+    try:
+        return file if file is not None and source.matches(file) else None
+    except FileNotFoundError:  # another process has removed it just now
+        return None
+
+
+def _discard(file: Path) -> None:
     """Removes a file from its cache, and what it links to."""
     links = [file]
     while links[-1].is_symlink():
@@ -127,7 +143,7 @@ class _Hub:
             raise _unreachable(self.url, error, self._weights) from error
         if not self.matches(file):
             found = sha256(file)
-            discard(file)
+            _discard(file)
             raise _Damaged(f"its SHA-256 is {found}, not what the hub says")
         return file
 

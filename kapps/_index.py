@@ -101,6 +101,11 @@ def find(builder: str, tag: str) -> PublishedWeights:
     raise InputError(f"{builder} has no published weights {tag!r}; there are: {tags}; or {file}")
 
 
+def builders() -> list[str]:
+    """The builders that weights are published for."""
+    return sorted(_index())
+
+
 def find_file(name: str) -> PublishedWeights | None:
     """The published weights whose file has this name."""
     return next((row for rows in _index().values() for row in rows if row.file_name == name), None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +48,10 @@ def _load(modules: Sequence[str]) -> None:
 
 
 class _Watch(importlib.abc.MetaPathFinder):
-    """Sees to it that the modules are loaded behind the trigger, once."""
+    """Sees to it that the modules are loaded behind the trigger, once.
+
+    It stays until the trigger has been imported: others may only ask whether it is there.
+    """
 
     def __init__(self, trigger: str, modules: Sequence[str]) -> None:
         self.trigger, self.modules = trigger, modules
@@ -59,15 +61,18 @@ class _Watch(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if name != self.trigger:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def execute_and_load(module: types.ModuleType) -> None:
             execute(module)
-            _load(self.modules)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                _load(self.modules)
 
         spec.loader.exec_module = execute_and_load  # type: ignore[method-assign]
         return spec

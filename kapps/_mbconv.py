@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 from keras import KerasTensor
 
 from kapps import _layers
-from kapps._errors import InputError
+from kapps._errors import InputError, is_number
 from kapps._model import Net
 
 
@@ -60,6 +59,6 @@ class MBConv:
 
 def check_alpha(builder: str, alpha: float) -> float:
     """The multiplier of a family's channels, where it is one."""
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+    if not is_number(alpha) or alpha <= 0:
         raise InputError(f"{builder}: alpha must be a number above 0, such as 1.0, not {alpha!r}")
     return alpha

@@ -23,7 +23,7 @@ import keras
 from keras import KerasTensor, layers
 
 from kapps import _custom_layers, _layers
-from kapps._errors import InputError, check_whole, unknown
+from kapps._errors import InputError, check_whole, is_number, unknown
 from kapps._models import BlockSkippingModel, DeepModel
 from kapps.weights import initialize
 
@@ -78,9 +78,11 @@ class Net:
         """The residual sum; `x` is dropped in training as stochastic depth and DropBlock say.
 
         `depth` is the share of the blocks that lie before this one, 0 to 1: the probability grows
-        linearly with it, up to `drop_path_rate` (Huang et al. 2016, section 3), unless the caller
-        wants it constant. `drop_block` is true in the last two stages, where DropBlock acts, on
-        both summands (Ghiasi et al. 2018, section 4.1).
+        linearly with it, unless the caller wants it constant. So the first of n blocks is always
+        kept, and the last dropped with (n - 1) / n of `drop_path_rate`, as EfficientNet's authors
+        do; in Huang et al. 2016, section 3, it is 1 / n for the first and all of it for the last.
+        `drop_block` is true in the last two stages, where DropBlock acts, on both summands (Ghiasi
+        et al. 2018, section 4.1).
         """
         self.has_residual = True
         name, chosen = _layers.layer_name(path), self.regularization
@@ -209,17 +211,17 @@ Args:
     pooling: without the classifier: None for the feature map, "avg" or "max" for its global mean
         or maximum (batch, features).
     classes: number of classes, {classes} by default. Weights for another number are loaded but
-        for the classifier, which is said in a warning.
+        for the classifier, which is said in a warning; a `.weights.h5` file has to fit as it is.
     classifier_activation: "softmax", or None for logits.
     name: the model's name, by default that of the builder.
     include_preprocessing: whether the first layer normalizes. Without it the model takes images
         that are normalized already, (image / 255 - mean) / std.
     dropout_rate: share of the features dropped before the classifier in training, 0 to 1.
     spatial_dropout: whether dropout on a feature map drops whole channels.
-    drop_path_rate: stochastic depth: the probability at which the last residual block is dropped
-        in training, 0 to below 1.
-    drop_path_schedule: "linear": the probability grows from 0 at the first block; "constant": it
-        is the same for all.
+    drop_path_rate: stochastic depth: the probability at which a residual block is dropped in
+        training, 0 to below 1.
+    drop_path_schedule: "linear": block i of n, counted from 0, is dropped with i / n of it;
+        "constant": it is the same for all.
     drop_path_mode: "row" draws for each image; "batch" draws once for the whole batch, and what
         is dropped is not computed.
     drop_block_rate: DropBlock: the share of the feature maps that is dropped in training, in square
@@ -268,11 +270,13 @@ def model(
             values = arguments.arguments
             own = {parameter: values.pop(parameter) for parameter in own_parameters}
             dropped = {parameter: values.pop(parameter) for parameter in _REGULARIZATION}
-            return _build(architecture(**own), Regularization(**dropped), **values)
+            changed = {k: v for k, v in own.items() if v != own_parameters[k].default}
+            return _build(architecture(**own), Regularization(**dropped), changed, **values)
 
         def _build(
             network: Architecture,
             regularization: Regularization,
+            changed: dict[str, Any],
             include_top: bool,
             weights: str | os.PathLike[str] | None,
             input_tensor: KerasTensor | None,
@@ -286,7 +290,7 @@ def model(
             builder = architecture.__name__
             side = network.size or size
             default = (side, side, channels) if include_top else (None, None, channels)
-            _check(builder, pooling, classes, regularization)
+            _check(builder, pooling, classes, classifier_activation, name, regularization)
             image = _input(builder, input_tensor, input_shape, default, min_size)
             net = Net(regularization, classes, classifier_activation)
             x = image
@@ -306,17 +310,29 @@ def model(
                     )
             sources = [image] if input_tensor is None else keras.utils.get_source_inputs(image)
             inputs = sources[0] if len(sources) == 1 else sources
+            before = [] if input_tensor is None else keras.Model(inputs, image).layers
             name = builder if name is None else name
-            if regularization.drop_path_rate and regularization.drop_path_mode == "batch":
-                result = BlockSkippingModel(inputs, x, name=name)
-            else:
-                try:
-                    result = keras.Model(inputs, x, name=name)
-                except RecursionError:
-                    result = DeepModel(inputs, x, name=name)
+            try:
+                if regularization.drop_path_rate and regularization.drop_path_mode == "batch":
+                    result = BlockSkippingModel(inputs, x, name=name)
+                else:
+                    try:
+                        result = keras.Model(inputs, x, name=name)
+                    except RecursionError:
+                        result = DeepModel(inputs, x, name=name)
+            except ValueError as error:
+                if not before:
+                    raise
+                raise InputError(
+                    f"{builder}: {' '.join(str(error).split())} Give the layers that input_tensor "
+                    "comes from other names"
+                ) from error
+            # What `kapps.weights` asks of a model.
+            result.checkpoint_before = frozenset(layer.name for layer in before)
+            result.checkpoint_headless = not include_top
             result.checkpoint_auxiliary = network.auxiliary
             if weights is not None:
-                initialize(result, builder, weights)
+                initialize(result, builder, weights, changed)
             return result
 
         own_parameters = (
@@ -384,7 +400,14 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     return x
 
 
-def _check(builder: str, pooling: str | None, classes: int, regularization: Regularization) -> None:
+def _check(
+    builder: str,
+    pooling: str | None,
+    classes: int,
+    activation: Any,
+    name: str | None,
+    regularization: Regularization,
+) -> None:
     if keras.config.image_data_format() != "channels_last":
         raise InputError(
             f"{builder}: Keras is set to channels_first; kapps builds channels_last models only: "
@@ -393,22 +416,33 @@ def _check(builder: str, pooling: str | None, classes: int, regularization: Regu
     if pooling is not None and pooling not in _POOLING:
         raise unknown("pooling", pooling, _POOLING)
     check_whole(builder, "classes", classes)
-    for name in ("dropout_rate", "drop_path_rate", "drop_block_rate"):
-        value = getattr(regularization, name)
-        if not 0 <= value < 1:
-            raise InputError(f"{builder}: {name} must be at least 0 and below 1, not {value!r}")
-    for name, choices in (
+    try:
+        keras.activations.get(activation)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{builder}: unknown classifier_activation {activation!r}; it is 'softmax', None for "
+            "logits, or another of keras.activations"
+        ) from error
+    if name is not None and (not isinstance(name, str) or not name or "/" in name):
+        raise InputError(f"{builder}: name must be a text without slashes, not {name!r}")
+    for rate in ("dropout_rate", "drop_path_rate", "drop_block_rate"):
+        value = getattr(regularization, rate)
+        if not is_number(value) or not 0 <= value < 1:
+            raise InputError(f"{builder}: {rate} must be at least 0 and below 1, not {value!r}")
+    for parameter, choices in (
         ("drop_path_schedule", ("linear", "constant")),
         ("drop_path_mode", ("row", "batch")),
     ):
-        value = getattr(regularization, name)
+        value = getattr(regularization, parameter)
         if value not in choices:
-            raise InputError(f"{builder}: {name} must be {' or '.join(choices)}, not {value!r}")
-    for name, least in (("drop_block_size", 1), ("drop_block_steps", 0)):
-        value = getattr(regularization, name)
+            raise InputError(
+                f"{builder}: {parameter} must be {' or '.join(choices)}, not {value!r}"
+            )
+    for parameter, least in (("drop_block_size", 1), ("drop_block_steps", 0)):
+        value = getattr(regularization, parameter)
         if not isinstance(value, int) or value < least:
             raise InputError(
-                f"{builder}: {name} must be a whole number, {least} or more, not {value!r}"
+                f"{builder}: {parameter} must be a whole number, {least} or more, not {value!r}"
             )
 
 
@@ -420,6 +454,11 @@ def _input(
     min_size: int,
 ) -> KerasTensor:
     """The image tensor to build upon, checked."""
+    if input_shape is not None and not isinstance(input_shape, (tuple, list)):
+        raise InputError(
+            f"{builder}: input_shape must be (height, width, channels), such as (224, 224, 3), "
+            f"not {input_shape!r}"
+        )
     if input_tensor is not None:
         if not keras.utils.is_keras_tensor(input_tensor):
             raise InputError(

@@ -30,7 +30,9 @@ from kapps._errors import InputError
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _MOST_INSTRUCTIONS = 5_000_000  # a checkpoint of 1,000 tensors has 50,000
+_MOST_ITEMS = 5_000_000  # that its functions are given, all calls together
 _MOST_DIMENSIONS = 16
+_SIZED = (list, tuple, dict, str)
 
 _DTYPES = {
     "DoubleStorage": "<f8",
@@ -134,7 +136,12 @@ def _read_legacy(stream: mmap.mmap) -> tuple[Any, Mapping[str, bytes]]:
         raise _Malformed("it was written on a big-endian machine: save it on another one")
     found = _Interpreter(wanted).run(stream)
     keys = _Interpreter({}).run(stream)
-    if not isinstance(keys, list) or set(keys) != set(wanted) or len(keys) != len(wanted):
+    if (
+        not isinstance(keys, list)
+        or not all(type(key) is str for key in keys)  # hashing goes as deep as tuples are nested
+        or set(keys) != set(wanted)
+        or len(keys) != len(wanted)
+    ):
         raise _Malformed("its list of storages is not that of its tensors")
     storages = {}
     for key in keys:
@@ -256,6 +263,7 @@ class _Interpreter:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._items = 0
 
     def run(self, stream: Any) -> Any:
         """The value of the pickle at the stream's place; it stands behind the pickle then."""
@@ -302,11 +310,18 @@ class _Interpreter:
         elif name in ("GLOBAL", "INST"):
             stack.append(_global(argument))
         elif name == "STACK_GLOBAL":
-            stack.append(_global(" ".join(map(str, self._pop(2)))))
+            words = self._pop(2)
+            if not all(type(word) is str for word in words):
+                raise _Malformed("it asks for something whose name is no text")
+            stack.append(_global(" ".join(words)))
         elif name == "REDUCE":
             function, arguments = self._pop(2)
             if not isinstance(function, _Function) or not isinstance(arguments, tuple):
                 raise _Malformed("it calls what is no function")
+            # Each call copies what it is given, which may be the same long list every time.
+            self._items += sum(len(each) for each in arguments if isinstance(each, _SIZED))
+            if self._items > _MOST_ITEMS:
+                raise _Malformed("its functions are given more than any checkpoint holds")
             stack.append(_FUNCTIONS[function.name](*arguments))
         elif name == "BINPERSID":
             stack.append(self._storage(self._pop(1)[0]))

@@ -17,7 +17,7 @@ import keras
 from keras import KerasTensor, layers
 
 from kapps import _custom_layers
-from kapps._errors import InputError, check_whole, unknown
+from kapps._errors import InputError, check_whole, is_number, unknown
 from kapps._layers import act, avg_pool, bn, conv, layer_name
 from kapps._model import CIFAR_MEAN, CIFAR_STD, Architecture, Net, model, pooled_head
 from kapps.resnet import Block, stages
@@ -182,6 +182,8 @@ def CifarResNet(
             "CifarResNet: shortcut and order describe residual blocks; leave them at their "
             "defaults with residual=False"
         )
+    if not is_number(gate_bias):
+        raise InputError(f"CifarResNet: gate_bias must be a number, not {gate_bias!r}")
     return cifar_resnet(
         n, residual=residual, shortcut=shortcut, order=order, gate_bias=float(gate_bias)
     )

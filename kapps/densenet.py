@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from keras import KerasTensor, layers
 
 from kapps import _layers
-from kapps._errors import InputError, check_whole
+from kapps._errors import InputError, check_whole, is_number
 from kapps._layers import act, bn, conv
 from kapps._model import CIFAR_MEAN, CIFAR_STD, Architecture, Net, model
 
@@ -59,7 +59,7 @@ def _dense_blocks(
 
 def _check(builder: str, growth: int, compression: float) -> None:
     check_whole(builder, "growth", growth)
-    if not isinstance(compression, (int, float)) or not 0 < compression <= 1:
+    if not is_number(compression) or not 0 < compression <= 1:
         raise InputError(
             f"{builder}: compression must be above 0 and at most 1, not {compression!r}"
         )

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +82,16 @@ def _kernel(layer: keras.Layer) -> Parameter:
 
 def published_parameters(model: keras.Model) -> list[Parameter]:
     """All published tensors of a model, in the order of its layers."""
+    return _parameters(model.layers, model.name)
+
+
+def _own(model: keras.Model) -> list[keras.Layer]:
+    """The model's layers but those that its `input_tensor` came from."""
+    before = getattr(model, "checkpoint_before", ())
+    return [layer for layer in model.layers if layer.name not in before]
+
+
+def _parameters(own: Iterable[keras.Layer], model: str) -> list[Parameter]:
     found: list[Parameter] = []
 
     def vector(layer: keras.Layer, variable: keras.Variable, component: str) -> None:
@@ -89,10 +99,10 @@ def published_parameters(model: keras.Model) -> list[Parameter]:
             Parameter(layer, variable, component, tuple(variable.shape), np.asarray, np.asarray)
         )
 
-    for layer in model.layers:
-        own = getattr(layer, "checkpoint_variables", None)
-        if own is not None:
-            for component, variable in own.items():
+    for layer in own:
+        variables = getattr(layer, "checkpoint_variables", None)
+        if variables is not None:
+            for component, variable in variables.items():
                 vector(layer, variable, component)
         elif isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)):
             found.append(_kernel(layer))
@@ -105,18 +115,24 @@ def published_parameters(model: keras.Model) -> list[Parameter]:
             vector(layer, layer.moving_variance, "running_var")
         elif layer.weights and not isinstance(layer, ImageNormalization):
             raise InputError(
-                f"layer {layer.name!r} of {model.name} is a {type(layer).__name__}, whose weights "
+                f"layer {layer.name!r} of {model} is a {type(layer).__name__}, whose weights "
                 "have no published form; use a .weights.h5 file for this model"
             )
     return found
 
 
-def initialize(model: keras.Model, builder: str, weights: str | os.PathLike[str]) -> None:
+def initialize(
+    model: keras.Model,
+    builder: str,
+    weights: str | os.PathLike[str],
+    changed: Mapping[str, Any],
+) -> None:
     """Fills a new model with what the builder's argument `weights` names.
 
     That is "imagenet" for the builder's default published weights, the tag of others, or the path
     of a file. Published weights are downloaded once, and checked before they are read. What is
-    known of them stays on the model as `kapps_weights`, for `eval_transform`.
+    known of them stays on the model as `kapps_weights`, for `eval_transform`. `changed` are the
+    builder's own parameters that are not at their defaults.
 
     Raises:
         InputError: there are no such weights, they cannot be fetched, or they do not fit.
@@ -125,12 +141,22 @@ def initialize(model: keras.Model, builder: str, weights: str | os.PathLike[str]
         load_weights(model, weights)
         return
     published = _index.find(builder, weights)
+    if published.file_name.endswith(".safetensors"):
+        _safetensors()  # or the file would be fetched, and could not be read
     file = _hub.fetch(published)
     try:
         _load(model, file, published)
     except InputError as error:
+        if changed:  # the file may be a good one
+            own = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+            others = [name for name in _index.builders() if name.startswith(f"{builder}_")]
+            remedy = f"; there are also weights of {', '.join(others)}" if others else ""
+            raise InputError(
+                f"{error} The published weights are those of {builder} at its defaults, not with "
+                f"{own}{remedy}"
+            ) from error
         # The bytes are the publisher's, so a new try helps only if it fetches a repaired file.
-        _hub.discard(file)
+        _hub.remove(published, file)
         raise InputError(
             f"{error} The file was removed from the cache: try again, or take other weights: "
             f"kapps.list_weights({builder!r})"
@@ -193,7 +219,7 @@ def _load(model: keras.Model, file: Path, published: PublishedWeights | None) ->
     else:
         mean = std = []
     assign(model, tensors, file)
-    normalization = next((x for x in model.layers if isinstance(x, ImageNormalization)), None)
+    normalization = next((x for x in _own(model) if isinstance(x, ImageNormalization)), None)
     if normalization is not None and mean:
         for variable, numbers in ((normalization.mean, mean), (normalization.std, std)):
             if len(numbers) != variable.shape[0]:
@@ -224,8 +250,8 @@ def _load_keras(model: keras.Model, file: Path) -> None:
     except Exception as error:  # h5py and Keras raise many kinds
         model.set_weights(before)
         raise InputError(
-            f"cannot load {file} into {model.name}: {_first_line(error)}; the file is damaged, "
-            "or of another model"
+            f"cannot load {file} into {model.name}: {_first_line(error)}; the file is damaged, or "
+            "of another model: .weights.h5 files fit only the same classes, channels and top"
         ) from error
 
 
@@ -315,7 +341,7 @@ def _match(
     model: keras.Model, tensors: dict[str, np.ndarray], file: Path
 ) -> list[tuple[keras.Variable, np.ndarray]]:
     """Every variable of the model with its value from the file."""
-    parameters = published_parameters(model)
+    parameters = _parameters(_own(model), model.name)
     wanted = {(p.layer.name, p.component): p for p in parameters}
     stem = next((p.layer for p in parameters if len(p.shape) > 1), None)
     values: list[tuple[keras.Variable, np.ndarray]] = []
@@ -387,9 +413,10 @@ def _is_left_out(key: str, model: keras.Model) -> bool:
     """
     if _is_auxiliary(key, model):
         return True
-    if any(_is_head(layer) for layer in model.layers):
+    own = _own(model)
+    if not getattr(model, "checkpoint_headless", not any(map(_is_head, own))):
         return False
-    paths = (getattr(layer, "checkpoint_path", layer.name) for layer in model.layers)
+    paths = (getattr(layer, "checkpoint_path", layer.name) for layer in own)
     return key.partition(".")[0] not in {path.partition(".")[0] for path in paths}
 
 

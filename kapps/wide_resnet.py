@@ -10,7 +10,7 @@ import functools
 
 from keras import KerasTensor
 
-from kapps._errors import InputError, check_whole, unknown
+from kapps._errors import InputError, check_whole, is_number, unknown
 from kapps._layers import conv
 from kapps._model import CIFAR_MEAN, CIFAR_STD, Architecture, Net, model, pooled_head
 from kapps.resnet_v2 import Stage, preactivation_stages
@@ -63,7 +63,7 @@ def WideResNet(
             f"WideResNet: depth must be 6n + 4, such as {max(n, 1) * 6 + 4} or "
             f"{max(n, 1) * 6 + 10}, not {depth}"
         )
-    if not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise InputError(f"WideResNet: dropout must be at least 0 and below 1, not {dropout!r}")
     return wide_resnet(n, width, _BLOCKS[block], dropout)
 

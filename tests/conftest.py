@@ -16,10 +16,22 @@ _CAPTURED = {"capture_output": True, "text": True, "check": False}
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # inherited by every child process
 
+# The stand-in for the hub is found whatever the machine is set to.
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_"))]:
+    del os.environ[_name]
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1"]))
 
 # The machine may be busy with other things: a slow example is no error.
 hypothesis.settings.register_profile("kapps", deadline=None)
 hypothesis.settings.load_profile("kapps")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup():
+    """A fixture has the same random weights each time, whichever test asks for it first."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -60,6 +60,10 @@ def test_own_parameters_join_the_signature():
         ({"input_shape": (224, 224)}, "height, width, channels"),
         ({"input_shape": (3, 224, 224)}, "channels last|too small"),
         ({"input_tensor": np.zeros((1, 64, 64, 3))}, "input_tensor must be a Keras tensor"),
+        ({"input_shape": 224}, "must be .height, width, channels., such as .*, not 224"),
+        ({"classifier_activation": "sofmax"}, "unknown classifier_activation 'sofmax'"),
+        ({"name": "a/b"}, "name must be a text without slashes, not 'a/b'"),
+        ({"dropout_rate": "0.5"}, "dropout_rate must be at least 0 and below 1, not '0.5'"),
         ({"weights": "lamb_in21k"}, "no published weights 'lamb_in21k'; there are: imagenet, "),
         ({"drop_path_schedule": "cubic"}, "drop_path_schedule must be linear or constant"),
         ({"drop_path_mode": "sample"}, "drop_path_mode must be row or batch"),
@@ -77,6 +81,14 @@ def test_a_wrong_argument_is_named(arguments, message):
 def test_input_tensor_and_shape_must_agree():
     with pytest.raises(kapps.InputError, match="give one of the two"):
         kapps.MobileNetV3Small(input_tensor=keras.Input((64, 64, 3)), input_shape=(96, 96, 3))
+
+
+def test_layers_of_input_tensor_have_names_of_their_own():
+    x = keras.layers.Normalization(mean=0.0, variance=1.0)(keras.Input((64, 64, 3)))
+    with pytest.raises(
+        kapps.InputError, match='MobileNetV3Small: The name "normalization" .* other names'
+    ):
+        kapps.MobileNetV3Small(input_tensor=x)
 
 
 def test_lenet_needs_a_fixed_size():

@@ -43,6 +43,7 @@ MISTAKES = {
     "evaluate --model=LeNet5 --weights=x --dataset=digits --crop=7": "flag --crop=7",
     "evaluate --model=LeNet5 --weights={tmp}/six.safetensors --dataset=digits "
     "--image_size=32": "six.safetensors has 6 classes and the model 10",
+    "evaluate --tflite=x --json y.tflite": "--json took y.tflite, a model, for the file to write",
     "evaluate --workdir={tmp} --variant=int8": "--variant belongs to --tflite",
     "evaluate --tflite=x --weights=y": "--tflite goes without --weights and --image_size",
     "evaluate --tflite={tmp}/no.tflite --dataset=digits": "no such file: {tmp}/no.tflite",

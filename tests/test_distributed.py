@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,25 +34,24 @@ def start(devices: int, tf_config: dict | None = None, **arguments: str) -> subp
     )
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(*processes: subprocess.Popen[str]) -> None:
+    """Waits for all of them; none is left behind, whatever happens."""
     try:
-        _, errors = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    assert process.returncode == 0, errors[-3000:]
+        for process in processes:
+            _, errors = process.communicate(timeout=600)  # beside others, on a busy machine
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
 
 
-@contextlib.contextmanager
-def free_ports(count: int) -> Iterator[list[int]]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago: the operating system names them."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    yield ports
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
@@ -66,20 +64,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("runs")
     common = {"model": "TinyNet", "recipe": "plain"}
     local = start(2, strategy="none,mirrored", workdir=f"{root}/STRATEGY", **common)
-    with free_ports(2) as ports:
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-        workers = [
-            start(
-                1,
-                {"cluster": cluster, "task": {"type": "worker", "index": index}},
-                strategy="multi_worker",
-                workdir=str(root / "workers"),
-                **common,
-            )
-            for index in range(2)
-        ]
-    for process in (local, *workers):
-        finish(process)
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    workers = [
+        start(
+            1,
+            {"cluster": cluster, "task": {"type": "worker", "index": index}},
+            strategy="multi_worker",
+            workdir=str(root / "workers"),
+            **common,
+        )
+        for index in range(2)
+    ]
+    finish(local, *workers)
     return {name: root / name for name in ("none", "mirrored", "workers")}
 
 
@@ -132,8 +128,7 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert not (killed / "result.json").exists()
-    finish(start(1, workdir=str(killed), **arguments))
-    finish(whole)
+    finish(start(1, workdir=str(killed), **arguments), whole)
     expected, resumed = weights(tmp_path / "whole"), weights(killed)
     for key, value in expected.items():
         np.testing.assert_array_equal(resumed[key], value, err_msg=key)

@@ -262,6 +262,26 @@ def test_a_good_file_of_another_network(fault, server, cache, good):
     assert not kept(cache)
 
 
+def test_a_good_file_stays_where_the_caller_wants_another_width(server, cache, good):
+    server.put_hub(REPOSITORY, File(good))
+    with pytest.raises(
+        kapps.InputError,
+        match="shapes differ.*at its defaults, not with alpha=0.5; "
+        "there are also weights of MobileNetV3Small_050",
+    ):
+        build(alpha=0.5)
+    assert kept(cache)
+    build()
+    assert server.downloads() == 1
+
+
+def test_nothing_is_fetched_that_cannot_be_read(server, cache, good, monkeypatch):
+    server.put_hub(REPOSITORY, File(good))
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    refused("needs the package safetensors: pip install")
+    assert not server.requests and not kept(cache)
+
+
 def test_a_good_sum_of_a_bad_file(server, cache):
     server.put_hub(REPOSITORY, File(b"\x10" + b"\0" * 7 + b"not safetensors!"))
     refused("not a readable .safetensors file.*removed from the cache")

@@ -114,6 +114,14 @@ HOSTILE = {
     "a huge string": (b"X\xff\xff\xff\x7fabc", "expected 2147483647 bytes"),
     "a huge string of 8 bytes": (b"\x8d" + b"\xff" * 7 + b"\x0fabc", "expected"),
     "a deep key": (b")" + b"\x85" * 100_000 + b"N", "keys are not names"),
+    "a name that unfolds": (
+        b")" + b"q\x00h\x00\x86" * 60 + text("x") + b"\x93",  # 2 ** 60 leaves, by the memo
+        "name is no text",
+    ),
+    "calls that copy": (
+        b"](" + b"N" * 5000 + b"eq\x00" + b"ctorch\nSize\nh\x00\x85R" * 1100,
+        "more than any checkpoint",
+    ),
     "memo without value": (b"h\x07", "KeyError"),
     "an empty stack": (b"0", "POP"),
     "SETITEM on nothing": (b"s", "not there"),
@@ -168,6 +176,12 @@ def test_the_hostile_files_are_dangerous_to_pythons_unpickler(tmp_path, monkeypa
 
 
 DAMAGED = {
+    "a deep key of a storage": (
+        lambda data: legacy(data).replace(
+            pickle.dumps(["0"], 2), pickled(b"](" + b")" + b"\x85" * 100_000 + b"e")
+        ),
+        "list of storages",
+    ),
     "big-endian": (lambda data: zipped(data, byteorder=b"big"), "big-endian"),
     "big-endian legacy": (lambda data: legacy(data, little=False), "big-endian"),
     "compressed": (lambda data: zipped(data, compression=zipfile.ZIP_DEFLATED), "compressed"),

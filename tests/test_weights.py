@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -63,6 +64,30 @@ def test_names_with_dots_and_underscores(tmp_path):
     kapps.save_weights(net, tmp_path / "w.safetensors")
     names = set(safetensors.numpy.load_file(tmp_path / "w.safetensors"))
     assert {"conv_stem.weight", "blocks.0.0.se.conv_reduce.bias", "bn1.running_var"} <= names
+
+
+def test_layers_before_the_input_tensor_are_not_the_networks(model, tmp_path):
+    file = tmp_path / "w.safetensors"
+    kapps.save_weights(model, file)
+    # Of a kind that has a published form, and of one that has none.
+    x = keras.layers.Conv2D(6, 1)(keras.Input((32, 32, 2)))
+    x = keras.layers.Conv2D(1, 1, name="gray")(keras.layers.PReLU()(x))
+    net = kapps.LeNet5(input_tensor=x, weights=file)
+    own = net.weights[-len(model.weights) :]
+    for a, b in zip(own, model.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(kapps.InputError, match="layer 'p_re_lu.*' of LeNet5 is a PReLU"):
+        kapps.save_weights(net, tmp_path / "net.safetensors")  # or theirs would be lost
+
+
+def test_a_network_without_weights_in_its_head_is_strict_too(tmp_path):
+    """LeNet5Original ends in the distances to fixed bitmaps."""
+    net = kapps.LeNet5Original()
+    kapps.save_weights(net, tmp_path / "a.safetensors")
+    tensors = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    tensors["c7.weight"] = np.zeros((1, 1), np.float32)
+    safetensors.numpy.save_file(tensors, tmp_path / "b.safetensors")
+    refused(net, tmp_path / "b.safetensors", "only in the file: c7.weight")
 
 
 def test_missing_extra_and_misshapen_are_all_named(model, tensors, tmp_path):
@@ -184,6 +209,22 @@ def test_writing_keeps_the_old_file_when_it_fails(model, tmp_path, monkeypatch):
     kapps.load_weights(model, file)
 
 
+def test_what_is_no_regular_file_stays(model, tmp_path):
+    link, target = tmp_path / "link.safetensors", tmp_path / "target.safetensors"
+    link.symlink_to(target.name)
+    kapps.save_weights(model, link)
+    assert link.is_symlink() and target.is_file() and not target.is_symlink()
+    kapps.load_weights(model, link)
+    pipe, folder = tmp_path / "pipe.safetensors", tmp_path / "folder.safetensors"
+    os.mkfifo(pipe)
+    with pytest.raises(kapps.InputError, match="pipe.safetensors: it is no regular file"):
+        kapps.save_weights(model, pipe)
+    assert pipe.is_fifo()
+    folder.mkdir()
+    with pytest.raises(kapps.InputError, match="folder.safetensors: it is a folder; name a file"):
+        kapps.save_weights(model, folder)
+
+
 def test_unwritable_folder(model, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(kapps.InputError, match="cannot write .*w.safetensors"):
@@ -202,8 +243,7 @@ def test_the_sum_beside_the_file(model, suffix, tmp_path):
     file.write_bytes(content)
     refused(model, file, f"damaged: its SHA-256 is not that of {beside.name}")
     beside.write_text("not a sum")
-    with pytest.raises(kapps.InputError, match=f"{beside} does not begin with a SHA-256"):
-        kapps.load_weights(model, file)
+    refused(model, file, re.escape(f"{beside} does not begin with a SHA-256"))
     kapps.save_weights(model, file)
     kapps.load_weights(model, file)
 

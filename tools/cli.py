@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from kapps._errors import InputError
+from kapps._errors import InputError, printable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # warnings and errors only
 
@@ -68,6 +68,19 @@ def required(*holders: flags.FlagHolder) -> tuple[str, ...]:
     return tuple(holder.value for holder in holders)
 
 
+def check_output(holder: flags.FlagHolder) -> None:
+    """Checks a flag that names a file to write, before any work.
+
+    Raises:
+        InputError: it took a model for that file, as in `--output *.tflite`.
+    """
+    if holder.value is not None and holder.value.endswith(".tflite"):
+        raise InputError(
+            f"--{holder.name} took {holder.value}, a model, for the file to write: name that first,"
+            f" as in --{holder.name}=results.json {holder.value}"
+        )
+
+
 def _program() -> str:
     """The console script's name, also for `python -m`: kapps-train."""
     stem = Path(sys.argv[0]).stem.lstrip("_").removesuffix("_main").replace("_", "-")
@@ -75,7 +88,7 @@ def _program() -> str:
 
 
 def _fail(program: str, message: str, code: int = 2) -> NoReturn:
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{program}: error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

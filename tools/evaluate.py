@@ -50,6 +50,7 @@ _JSON = flags.DEFINE_string("json", None, "file to write the figures to as well"
 
 def main(argv: list[str]) -> int | None:
     """Evaluates and prints one line."""
+    cli.check_output(_JSON)
     if _TFLITE.value is not None:
         _evaluate_file()
         return None
