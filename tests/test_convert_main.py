@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 from programs import run_here
 
@@ -101,8 +104,8 @@ def test_the_sum_is_that_of_the_weights_file(files, folder):
 
 def test_compare(files, folder, capsys):
     report = folder / "compare.json"
-    command = f"{files[1][0]} {files[1][1]} --workdir={folder}/run --images=2"
-    answer = run_here("tflite.compare_main", f"{command} --json={report}", capsys)
+    command = [*map(str, files[1]), f"--workdir={folder}/run", "--images=2", f"--json={report}"]
+    answer = run_here("tflite.compare_main", shlex.join(command), capsys)
     assert not answer.code, answer.stderr
     for path, quantization in zip(files[1], ("float32", "int8"), strict=True):
         assert f"{path}: {quantization}\n" in answer.stdout
@@ -118,27 +121,68 @@ def test_compare_with_other_weights(files, folder, capsys):
     for layer in other.layers:
         layer.set_weights([-2 * weight for weight in layer.get_weights()])
     kapps.save_weights(other, folder / "other.safetensors")
+    tmp = shlex.quote(str(folder))
     answer = run_here(
         "tflite.compare_main",
-        f"{files[1][0]} --model=LeNet5 --weights={folder}/other.safetensors "
-        f"--image_size=32 --classes=10 --dataset=folder:{folder}/flat --images=2",
+        f"{shlex.quote(str(files[1][0]))} --model=LeNet5 --weights={tmp}/other.safetensors "
+        f"--image_size=32 --classes=10 --dataset=folder:{tmp}/flat --images=2",
         capsys,
     )
     assert answer.code == 1
     assert "They part at layer" in answer.stdout
 
 
+def test_compare_a_file_of_any_name(files, folder):
+    """The name is no text of UTF-8, and stdout takes nothing else."""
+    name = folder / "\udcff\x1b[7m.tflite"
+    name.write_bytes(files[1][0].read_bytes())
+    flags = ["-m", "kapps.tflite.compare_main", f"--workdir={folder}/run", "--images=1"]
+    done = subprocess.run(
+        [sys.executable, *flags, str(name)],
+        capture_output=True,
+        check=False,
+        timeout=300,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    name.unlink()
+    assert not done.returncode, done.stderr
+    assert f"{folder}/  [7m.tflite: float32\n".encode() in done.stdout
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
 def test_convert_named_weights_with_a_flat_folder(folder, capsys):
-    output = folder / "named.tflite"
+    output, tmp = folder / "named.tflite", shlex.quote(str(folder))
     answer = run_here(
         "tflite.convert_main",
-        f"--model=LeNet5 --weights={folder}/run/weights.safetensors --image_size=32 "
-        f"--labels={folder}/labels.txt --calibration=folder:{folder}/flat --output={output}",
+        f"--model=LeNet5 --weights={tmp}/run/weights.safetensors --image_size=32 "
+        f"--labels={tmp}/labels.txt --calibration=folder:{tmp}/flat --output={tmp}/named.tflite",
         capsys,
     )
     assert not answer.code, answer.stderr
     assert read_metadata(output).labels[3] == "class 3"
     assert "of 4 images" in answer.stdout
+
+
+def test_published_weights_tell_licence_and_file(folder, monkeypatch, capsys):
+    published = kapps.list_weights("MobileNetV3Small")[0]
+    weights = folder / "model.safetensors"  # as in the hub's cache
+    model = kapps.MobileNetV3Small(input_shape=(32, 32, 3))
+    kapps.save_weights(model, folder / "saved.safetensors")
+    tensors = safetensors.numpy.load_file(folder / "saved.safetensors")
+    safetensors.numpy.save_file(tensors, weights)  # without what is of kapps
+    monkeypatch.setattr("kapps._hub.fetch", lambda asked: {published: weights}[asked])
+    output, tmp = folder / "published.tflite", shlex.quote(str(folder))
+    answer = run_here(
+        "tflite.convert_main",
+        "--model=MobileNetV3Small --weights=imagenet --image_size=32 "
+        f"--calibration=folder:{tmp}/flat --output={tmp}/published.tflite",
+        capsys,
+    )
+    assert not answer.code, answer.stderr
+    metadata = read_metadata(output)
+    assert metadata.licence == published.license == "apache-2.0"
+    assert metadata.weights_name == "mobilenetv3_small_100.lamb_in1k.safetensors"
+    assert metadata.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -179,13 +223,21 @@ def test_convert_named_weights_with_a_flat_folder(folder, capsys):
             "has 10 classes and the model 7",
         ),
         ("compare --workdir={tmp}/run", "FILE... must be given"),
+        (
+            "compare --json {tmp}/net.tflite {tmp}/none.tflite --workdir={tmp}/run",
+            "--json took {tmp}/net.tflite, a model, for the file to write",
+        ),
+        (
+            "compare {tmp}/none.tflite --workdir={tmp}/run --time_limit=inf",
+            "--time_limit=inf",
+        ),
         ("compare {tmp}/none.tflite --workdir={tmp}/run", "no such file: {tmp}/none.tflite"),
         ("compare {tmp}/labels.txt --workdir={tmp}/run", "{tmp}/labels.txt is no .tflite file"),
     ],
 )
 def test_a_mistake_gets_one_line(command, message, folder, capsys):
     before = sorted(folder.rglob("*"))
-    binary, _, arguments = command.format(tmp=folder).partition(" ")
+    binary, _, arguments = command.format(tmp=shlex.quote(str(folder))).partition(" ")
     answer = run_here(f"tflite.{binary}_main", arguments, capsys)
     assert answer.code == 2, answer.stderr
     program = "kapps-" + command.split()[0]

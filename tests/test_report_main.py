@@ -307,7 +307,7 @@ def test_the_program(results, tmp_path):
     done = _main("tflite.report_main", *results, f"--output={tmp_path / 'out'}", "--title=T")
     assert done.returncode == 0
     names = ("report.json", "report.md", "report.html")
-    assert done.stdout.split() == [str(tmp_path / "out" / name) for name in names]
+    assert done.stdout.splitlines() == [str(tmp_path / "out" / name) for name in names]
     assert (tmp_path / "out" / "report.md").read_text().startswith("# T\n")
 
 

@@ -534,6 +534,19 @@ def test_the_words_of_a_command_are_not_adbs(phone):
     assert "unauthorized" not in str(error.value)
 
 
+@pytest.mark.parametrize("code", ["²", "9" * 5000])
+def test_an_exit_code_that_is_none(code, phone, monkeypatch):
+    connection = adb.Adb()
+
+    def answer(arguments, time_limit, what):
+        mark = arguments[-1].split()[-2]
+        return 0, f"\n{mark} {code}\n", ""
+
+    monkeypatch.setattr(connection, "_adb", answer)
+    with pytest.raises(InputError, match=r"adb:127.* is gone, in the middle"):
+        connection.run(["true"], time_limit=20)
+
+
 def test_an_old_android(connect):
     connect(features="cmd")
     with pytest.raises(InputError, match=r"adb:127.* is too old: .*expected Android 7 or newer"):

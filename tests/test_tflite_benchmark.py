@@ -81,6 +81,11 @@ def test_the_identity_of_a_file(result):
     assert identity(result.file) == (sha256, 1000)
 
 
+def test_the_identity_of_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="cannot read .*: Is a directory"):  # even by root
+        identity(tmp_path)
+
+
 def test_written_results_are_read_again(result, of_a_tool, tmp_path):
     path = write_results([result, of_a_tool], tmp_path / "new" / "results.json")
     name = Path("net.tflite")
@@ -182,6 +187,8 @@ def test_the_table(result, of_a_tool):
         ({"binary": "x"}, "leave --benchmark_binary out"),
         ({"threads": 0}, "at least 1"),
         ({"launches": 0}, "at least 1"),
+        ({"time_limit": float("inf")}, "time_limit: expected seconds above 0, at most 1,000,000"),
+        ({"time_limit": float("nan"), "device": "ssh:x"}, "time_limit: expected .*, not nan"),
         ({"time_limit": 5}, "1 files of 6 s each take over 5 s: raise --time_limit"),
         ({"time_limit": 5, "device": "adb"}, "raise --time_limit"),
     ],
@@ -393,3 +400,13 @@ def test_the_binarys_errors(tmp_path):
     assert last == f"kapps-benchmark: error: no such file: {tmp_path / 'none.tflite'}"
     assert output.read_text() == "old"
     assert os.listdir(tmp_path) == ["old.json"]
+
+
+def test_the_binary_takes_no_model_for_the_file_to_write(tmp_path):
+    """Of `--output *.tflite` the flag gets the first."""
+    model = tmp_path / "a.tflite"
+    model.write_bytes(b"a model")
+    done = _run("--output", str(model), str(tmp_path / "b.tflite"))
+    assert done.returncode == 2
+    assert f"--output took {model}, a model, for the file to write" in done.stderr
+    assert model.read_bytes() == b"a model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,16 @@ def test_a_task_that_does_not_import_is_no_mistake_of_the_user(monkeypatch):
         _child.run_each("none", [{}], time_limit=10)
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e10, 0, -1])
+def test_what_is_no_time_limit(seconds):
+    for run in (
+        lambda: _child.run("trouble", {"trouble": "none"}, time_limit=seconds),
+        lambda: _child.run_each("trouble", [{"trouble": "none"}], time_limit=seconds),
+    ):
+        with pytest.raises(InputError, match="time_limit: expected seconds above 0, at most 1,000"):
+            run()
+
+
 def test_no_request():
     assert _child.run_each("none", [], time_limit=1) == []
 
@@ -164,27 +175,32 @@ def test_run_raises():
         _child.run("trouble", {"trouble": "segfault", "at": FILE}, time_limit=10)
 
 
-def test_nothing_is_left_when_the_parent_gives_up():
+def test_nothing_is_left_when_the_parent_gives_up(tmp_path, monkeypatch):
     """An interrupt while a child hangs: the server and the child end."""
+    server = shutil.copy(
+        _child.__file__, tmp_path
+    )  # by its path they are told from those of others
+    monkeypatch.setattr(_child, "__file__", server)
+    seen = []
 
     def interrupt(message):
+        seen.extend(_processes(server))
         raise KeyboardInterrupt
 
-    before = set(_processes())
     with pytest.raises(KeyboardInterrupt):
         request = {"trouble": "hang", "at": FILE}
         _child.run("trouble", request, time_limit=1000, on_message=interrupt)
     deadline = time.monotonic() + 20
-    while (pids := set(_processes()) - before) and time.monotonic() < deadline:
+    while (pids := list(_processes(server))) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not pids
+    assert len(seen) == 2 and not pids
 
 
-def _processes():
-    """Those that run the server above."""
+def _processes(server):
+    """Those that run it."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"tflite_trouble.py" in (folder / "cmdline").read_bytes():
+            if os.fsencode(server) in (folder / "cmdline").read_bytes():
                 yield folder.name
         except OSError:
             continue  # it ended

@@ -163,6 +163,17 @@ def test_an_operation_that_only_tensorflow_has(inspections):
     assert "delegate    not tried: " in str(inspection)
 
 
+def test_text_of_the_file_does_not_reach_the_terminal_as_it_is(tmp_path):
+    path = tmp_path / "a: b\udcff.tflite"
+    path.write_bytes(crafted_file([1, 12], custom="\x1b[7m\x07\nX"))
+    i = inspect(path)
+    assert i.failure.startswith("Encountered unresolved custom op: ")
+    assert i.failure.isprintable()
+    assert all(line.isprintable() for line in str(i).splitlines())
+    (line,) = (line for line in str(i).splitlines() if "delegate  " in line)
+    assert line.startswith("  delegate    not tried: Encountered unresolved custom op: ")
+
+
 def test_no_operation_of_a_real_file_falls_off_for_unknown_reasons(conversions):
     for inspection in inspect_each([conversion.path for conversion in conversions.values()]):
         assert UNKNOWN not in {op.reason for op in inspection.fallen_off}
@@ -263,7 +274,7 @@ def test_text(inspections):
     assert "XNNPACK of LiteRT" in text and "2 pieces, 3 of 7 operations outside" in text
     assert "arithmetic  integers only" in text
     assert text.index("Outside the delegate") < text.index("Operations:")
-    assert max(map(len, text.splitlines())) < 160
+    assert max(map(len, text.splitlines()[1:])) < 160  # the first is the path
     assert "Outside the delegate" not in str(inspections["float"])
     assert "none of" in str(inspections["float"])
 
@@ -292,6 +303,17 @@ def test_the_program(files, tmp_path):
     answer = _run()
     assert answer.returncode == 2
     assert answer.stderr == "kapps-inspect: error: FILE... must be given; --help says more\n"
+
+
+@pytest.mark.parametrize("mean", [float("nan"), float("inf")])
+def test_metadata_of_no_number(mean, files, tmp_path):
+    """JSON has no such number."""
+    path = tmp_path / "a.tflite"
+    metadata = Metadata(name="net", labels=("a",), mean=(mean,))
+    path.write_bytes(with_metadata(files["int8"].read_bytes(), metadata))
+    i = inspect(path)
+    assert (i.metadata, i.metadata_error) == (None, "its mean or std is no finite number")
+    json.dumps(i.to_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])

@@ -40,7 +40,7 @@ def _same_outputs(model, other, height, width, channels):
     np.testing.assert_allclose(np.asarray(other(image)), expected, atol=2e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     height=st.integers(7, 12),
     width=st.integers(7, 12),

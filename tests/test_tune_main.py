@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from programs import run_here
 
 import kapps
 from kapps import InputError
@@ -103,6 +105,7 @@ def test_going_on_gives_the_same_as_never_stopping(run, tmp_path, monkeypatch):
         ({"quantize_aware": True, "workdir": "RUN"}, "--workdir is the folder of --init_from"),
         ({"quantize_aware": True, "recipe": "digit"}, "unknown recipe 'digit'"),
         ({"quantize_aware": True, "batch_size": 10**6}, "choose a smaller --batch_size"),
+        ({"quantize_aware": True, "dataset": "digits"}, "knows other classes than 'digits'"),
         ({"cluster": 1}, "--cluster must be 2 to 256, not 1"),
     ],
 )
@@ -112,6 +115,24 @@ def test_mistakes_are_named(run, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         tuning_run.tune(config, progress=False)
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_run_whose_images_lie_elsewhere_here(run, tmp_path, monkeypatch, capsys):
+    moved = shutil.copytree(run, tmp_path / "run")
+    settings = json.loads((run / "config.json").read_text())
+    settings |= {"dataset": "folder:/gone", "data_dir": "/gone"}
+    (moved / "config.json").write_text(json.dumps(settings))
+    asked = []
+    load = tuning_run.data.load
+    monkeypatch.setattr(tuning_run.data, "load", lambda *args: asked.append(args) or load(*args))
+    flags = shlex.join([f"--init_from={moved}", f"--workdir={tmp_path}/tuned"])
+    flags += " --quantize_aware --batch_size=1000000"
+    answer = run_here("tflite.tune_main", flags, capsys)
+    assert "there is no folder /gone" in answer.stderr
+    flags += " --dataset=synthetic --data_dir=/here"
+    answer = run_here("tflite.tune_main", flags, capsys)
+    assert "training images of synthetic; choose a smaller --batch_size" in answer.stderr
+    assert asked == [("folder:/gone", "/gone"), ("synthetic", "/here")]
 
 
 def test_help_and_flags():

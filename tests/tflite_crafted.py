@@ -14,7 +14,7 @@ def crafted_file(
     kind: str = "FLOAT32",
     *,
     scale: float = 1.0,
-    custom: bool = False,
+    custom: str = "",
     reads: Sequence[int] = (1, 3),
 ) -> bytes:
     """A file that pools an image of 4 x 4 pixels and three channels, and gives 12 numbers.
@@ -23,7 +23,7 @@ def crafted_file(
         output: the shape of these.
         kind: of all tensors: "FLOAT32", "UINT8".
         scale: of the tensor between the two operations; others than floats have 1.
-        custom: the second operation is one that no runtime has.
+        custom: the second operation is of this name, which no runtime has.
         reads: the tensors that it takes; there are four.
     """
     model = schema.ModelT()
@@ -45,7 +45,7 @@ def crafted_file(
     second = "CUSTOM" if custom else "RESHAPE"
     model.operatorCodes = [_code("AVERAGE_POOL_2D"), _code(second)]
     if custom:
-        model.operatorCodes[1].customCode = "Unheard"
+        model.operatorCodes[1].customCode = custom
     graph.operators = [
         _operation(0, [0], [1], schema.BuiltinOptions.Pool2DOptions, pool),
         _operation(1, list(reads), [2], schema.BuiltinOptions.ReshapeOptions, reshape),

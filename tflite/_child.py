@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from kapps._errors import InputError
+from kapps._errors import InputError, printable
 
 MEMORY_LIMIT = 8 << 30  # bytes of address space; the largest network of kapps takes a fifth
 OUTPUT_LIMIT = 64 << 20  # bytes that a child may send; samples and tensors go into files
@@ -38,6 +38,7 @@ FILE_LIMIT = 2 << 30  # bytes of any file that it writes
 _ERRORS_KEPT = 4096  # bytes of what it says on stderr; the rest is dropped
 _MESSAGE_LIMIT = 500  # characters of an error
 _START_LIMIT = 120.0  # seconds in which the server has to be there
+MOST_SECONDS = 1e6  # of a time limit; timers and select() take no endless one
 _GRACE = 30.0  # seconds beyond the time limit after which the server itself is given up
 
 
@@ -58,9 +59,10 @@ def run(
 
     Raises:
         InputError: the task raised one, or the process died, took too long or sent no sense; the
-            message names the file at hand.
+            message names the file at hand. Or the time limit is none.
         RuntimeError: the task failed before it came to a file: a mistake of ours.
     """
+    check_time_limit(time_limit)
     with _server(task) as server:
         return _outcome(task, _answer(server, request, time_limit, on_message), time_limit)
 
@@ -78,8 +80,10 @@ def run_each(
         time_limit: seconds that one request may take.
 
     Raises:
+        InputError: the time limit is none.
         RuntimeError: the task failed before it came to a file: a mistake of ours.
     """
+    check_time_limit(time_limit)
     results: list[Any | InputError] = []
     if not requests:
         return results
@@ -93,9 +97,21 @@ def run_each(
     return results
 
 
+def check_time_limit(seconds: float) -> None:
+    """Refuses what is no time limit: not-a-number, infinity, 0.
+
+    Raises:
+        InputError: it is none, or longer than `MOST_SECONDS`.
+    """
+    if not 0 < seconds <= MOST_SECONDS:
+        raise InputError(
+            f"time_limit: expected seconds above 0, at most {MOST_SECONDS:,.0f}, not {seconds:g}"
+        )
+
+
 def one_line(text: object) -> str:
     """The text as one printable line of at most 500 characters, whatever a file put into it."""
-    line = "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
+    line = printable(text)
     return line if len(line) <= _MESSAGE_LIMIT else line[: _MESSAGE_LIMIT - 3] + "..."
 
 

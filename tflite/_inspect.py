@@ -16,6 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kapps._errors import InputError
+from kapps.tflite._child import one_line
 from kapps.tflite._reasons import reason
 from kapps.tflite._versions import oldest_runtime
 from kapps.tflite.interpreter import load_interpreter, operations
@@ -44,9 +45,10 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     try:
         running = operations(load_interpreter(path, 1))
     except InputError as error:
-        if not _NOT_HERE.search(str(error)):
+        cause = error.__cause__ or error  # it does not name the file, as the page does already
+        if not _NOT_HERE.search(str(cause)):
             raise
-        failure = str(error).partition(": ")[2]
+        failure = one_line(cause)
     with open(path, "rb") as file:
         # Never closed: what an error holds of it would forbid that, and hide the error.
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -53,7 +53,7 @@ def _summary(inspection: Inspection) -> str:
 
 def _delegate(i: Inspection) -> str:
     if i.failure:
-        return f"not tried: {i.failure}"
+        return _cut(f"not tried: {i.failure}", 300)
     off, all_ops = len(i.fallen_off), len(i.operations)
     pieces = f"{i.pieces} piece{'s' * (i.pieces != 1)}"
     return f"XNNPACK of {i.runtime}: {pieces}, {off or 'none'} of {all_ops} operations outside"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +60,7 @@ def _quantization(path: str) -> str:
     Without delegates, which bring tensors of their own.
     """
     plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    interpreter = Interpreter(path, experimental_op_resolver_type=plain)
+    interpreter = Interpreter(os.fsencode(path), experimental_op_resolver_type=plain)
     ends = {
         end["index"]
         for end in (*interpreter.get_input_details(), *interpreter.get_output_details())

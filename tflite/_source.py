@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ class Model:
     model: keras.Model
     labels: tuple[str, ...] | None
     """The name of each class, or None."""
-    weights: Path | None
-    """The file of its weights; None for published ones, which are named by a tag."""
+    weights: Path | kapps.PublishedWeights | None
+    """The file of its weights, or which published ones they are; None if that is not known."""
     dataset: str | None
     """What it was trained on, if it is of a run."""
     data_dir: str | None
@@ -81,8 +80,9 @@ def load_model(
         arguments["classes"] = classes or len(names or ())
     with runs.no_random_classifier("give --classes or --labels as the weights have"):
         model = builder(weights=weights, input_shape=(size, size, 3), **arguments)
-    file = Path(weights) if os.path.isfile(weights) else None
-    return Model(model, names, file, None, None, size, 1.0)
+    # A file that was loaded has a suffix, and a tag has none.
+    source = Path(weights) if Path(weights).suffix else model.kapps_weights
+    return Model(model, names, source, None, None, size, 1.0)
 
 
 def read_labels(path: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ files in a folder that the parent made, everything else as JSON.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     emit(at=file)
     try:
         interpreter = Interpreter(
-            file,
+            os.fsencode(file),
             experimental_preserve_all_tensors=True,
             experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )

@@ -21,6 +21,7 @@ from types import FrameType
 
 from absl import flags
 
+from kapps.tflite._child import MOST_SECONDS
 from kapps.tools import cli
 
 _DEVICE = flags.DEFINE_string(
@@ -45,13 +46,18 @@ _BENCHMARK_BINARY = flags.DEFINE_string(
     "benchmark_model for the phone or board; without it the error says which one to fetch",
 )
 _TIME_LIMIT = flags.DEFINE_float(
-    "time_limit", 3600.0, "seconds that the measurement may take", lower_bound=1
+    "time_limit",
+    3600.0,
+    "seconds that the measurement may take",
+    lower_bound=1,
+    upper_bound=MOST_SECONDS,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file of the results, samples included")
 
 
 def main(argv: list[str]) -> None:
     """Prints a table, and writes what --output asks for."""
+    cli.check_output(_OUTPUT)
     from kapps._files import atomic_write
     from kapps.tflite import benchmarking
     from kapps.tools.progress import progress_bar

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from kapps._errors import InputError
+from kapps.tflite._child import MOST_SECONDS, one_line
 from kapps.tools import cli
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ _DATASET = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where the TensorFlow data sets lie")
 _IMAGES = flags.DEFINE_integer("images", 8, "how many images of its validation", lower_bound=1)
 _TIME_LIMIT = flags.DEFINE_float(
-    "time_limit", 300, "seconds for a file to run on them", lower_bound=1
+    "time_limit", 300, "seconds for a file to run on them", lower_bound=1, upper_bound=MOST_SECONDS
 )
 _JSON = flags.DEFINE_string("json", None, "file to write the figures to as well")
 
 
 def main(argv: list[str]) -> int | None:
     """Compares and prints a table for each file."""
+    cli.check_output(_JSON)
     from kapps._files import atomic_write
     from kapps.tflite import _source
     from kapps.tflite.comparison import compare_layers
@@ -67,9 +69,10 @@ def main(argv: list[str]) -> int | None:
     images = _source.load_images(dataset, "validation", _IMAGES.value, source, _DATA_DIR.value)
     results = {}
     for file in argv[1:]:
-        print(f"comparing {file} on {len(images)} images", file=sys.stderr, flush=True)
+        shown = one_line(file)
+        print(f"comparing {shown} on {len(images)} images", file=sys.stderr, flush=True)
         results[file] = compare_layers(source.model, file, images, time_limit=_TIME_LIMIT.value)
-        print(f"{file}: {results[file].quantization}")
+        print(f"{shown}: {results[file].quantization}")
         print(results[file].table())
         print(results[file].verdict(), flush=True)
     if _JSON.value is not None:

@@ -22,6 +22,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras import layers
 
 import kapps
+from kapps import _hub
 from kapps._errors import InputError, unknown
 from kapps._files import atomic_write
 from kapps.tflite._images import check_images, check_pixels
@@ -81,7 +82,7 @@ def convert(
     description: str = "",
     author: str = "",
     licence: str = "",
-    weights: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | kapps.PublishedWeights | None = None,
 ) -> Conversion:
     """Writes `model` as a .tflite file for LiteRT, Android and MediaPipe.
 
@@ -105,9 +106,11 @@ def convert(
         name: the name in the metadata, by default that of the model.
         description: what the model does, for the metadata.
         author: for the metadata.
-        licence: for the metadata: an SPDX identifier, or the text.
-        weights: the file that the model's weights were loaded from; the metadata gets its SHA-256.
-            By default they get that of the weights in memory, see `weights_sha256`.
+        licence: for the metadata: an SPDX identifier, or the text; by default that of the published
+            weights that the model was built with.
+        weights: the file that the model's weights were loaded from, or `model.kapps_weights` if
+            they are published ones, unchanged: the metadata gets its name and SHA-256. By default
+            it gets that of the weights in memory, see `weights_sha256`.
 
     Raises:
         InputError: an argument does not fit, or the model needs an operation that is not built in.
@@ -144,14 +147,18 @@ def convert(
             if images is not None and not (what == "verification" and images is calibration):
                 check_pixels(model, images, what)
 
-    digest, source = weights_sha256(whole, weights)
+    if isinstance(weights, kapps.PublishedWeights):
+        digest, source = _hub.sha256(_hub.fetch(weights)), weights.file_name
+    else:
+        digest, source = weights_sha256(whole, weights)
+    published = getattr(whole, "kapps_weights", None)
     metadata = Metadata(
         name=name or model.name,
         labels=labels,
         description=description,
         version=f"kapps {kapps.__version__}",
         author=author,
-        licence=licence,
+        licence=licence or (published.license if published else ""),
         weights_sha256=digest,
         weights_name=source,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from kapps._errors import InputError
+from kapps._errors import InputError, printable
 from kapps.tools import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of a finished run of kapps-train")
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int | None:
                 weights=source.weights,
             )
             lines = [
-                f"{conversion.path}: {quantization}, {conversion.io} input, "
+                f"{printable(conversion.path)}: {quantization}, {conversion.io} input, "
                 f"{conversion.size_bytes / 2**20:.2f} MiB; {conversion.verification}"
             ]
             if conversion.float_operations:

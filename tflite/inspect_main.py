@@ -14,6 +14,7 @@ import sys
 
 from absl import flags
 
+from kapps.tflite._child import MOST_SECONDS
 from kapps.tools import cli
 
 _JSON = flags.DEFINE_boolean(
@@ -21,7 +22,9 @@ _JSON = flags.DEFINE_boolean(
     False,
     "all of it as JSON: an object {FILE: ...}, and {FILE: {error: ...}} for a bad one",
 )
-_TIME_LIMIT = flags.DEFINE_float("time_limit", 60.0, "seconds for one file", lower_bound=0.1)
+_TIME_LIMIT = flags.DEFINE_float(
+    "time_limit", 60.0, "seconds for one file", lower_bound=0.1, upper_bound=MOST_SECONDS
+)
 
 
 def main(argv: list[str]) -> int:

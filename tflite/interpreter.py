@@ -23,7 +23,8 @@ def load_interpreter(path: str | os.PathLike[str], threads: int) -> Interpreter:
     if not Path(path).is_file():
         raise InputError(f"no such file: {path}")
     try:
-        interpreter = Interpreter(os.fspath(path), num_threads=threads)
+        # Bytes: not every name is text, and as such it would be refused.
+        interpreter = Interpreter(os.fsencode(path), num_threads=threads)
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path} is no .tflite file that runs here: {error}") from error

@@ -266,12 +266,19 @@ def existing(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def identity(file: Path) -> tuple[str, int]:
-    """Which file it is, whatever its name: its SHA-256, and its size in bytes."""
+    """Which file it is, whatever its name: its SHA-256, and its size in bytes.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest(), content.tell()
+    try:
+        with open(file, "rb") as content:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+            return digest.hexdigest(), content.tell()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
 
 
 def now() -> str:

@@ -440,4 +440,7 @@ def _numbers(table: flatbuffers.Table, slot: int) -> tuple[float, ...]:
     if not offset:
         return ()
     start, count = table.Vector(offset), table.VectorLen(offset)
-    return struct.unpack_from(f"<{count}f", table.Bytes, start)
+    numbers = struct.unpack_from(f"<{count}f", table.Bytes, start)
+    if not np.isfinite(numbers).all():  # JSON has no such number
+        raise InputError("its mean or std is no finite number")
+    return numbers

@@ -20,6 +20,8 @@ _QUANTIZE_AWARE = flags.DEFINE_bool(
 )
 _PRUNE = flags.DEFINE_float("prune", None, "share of zeros in the kernels, above 0 and below 1")
 _CLUSTER = flags.DEFINE_integer("cluster", None, "how many values a kernel keeps, 2 to 256")
+_DATASET = flags.DEFINE_string("dataset", None, "as for kapps-train; by default that of the run")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where the TensorFlow data sets lie")
 _RECIPE = flags.DEFINE_string(
     "recipe", None, "hyperparameters, as for kapps-train; by default those of the run"
 )
@@ -48,6 +50,8 @@ def main(argv: list[str]) -> int | None:
             prune=_PRUNE.value,
             cluster=_CLUSTER.value,
             quantize_aware=_QUANTIZE_AWARE.value,
+            dataset=_DATASET.value,
+            data_dir=_DATA_DIR.value,
             recipe=_RECIPE.value,
             batch_size=_BATCH_SIZE.value,
             epochs=_EPOCHS.value,

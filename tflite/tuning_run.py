@@ -54,6 +54,9 @@ class TuneConfig:
     cluster: int | None = None
     """How many different values a kernel keeps."""
     quantize_aware: bool = False
+    dataset: str | None = None
+    data_dir: str | None = None
+    """Where the TensorFlow data sets lie."""
     recipe: str | None = None
     batch_size: int | None = None
     epochs: int | None = None
@@ -125,6 +128,11 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
     if workdir.resolve() == Path(config.init_from).resolve():
         raise InputError("--workdir is the folder of --init_from; choose another one")
     run = runs.load_run(config.init_from)
+    run = dataclasses.replace(
+        run,
+        dataset=config.dataset or run.dataset,
+        data_dir=run.data_dir if config.data_dir is None else config.data_dir,
+    )
     start = json.loads((Path(config.init_from) / "config.json").read_text())  # checked above
     recipe = _recipe(config, start)
     rate = config.learning_rate

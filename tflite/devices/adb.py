@@ -92,7 +92,7 @@ class Adb:
             ["-s", self._serial, "shell", "-T", "-n", line], time_limit, arguments[0]
         )
         said, found, code = stdout.rpartition(f"\n{mark} ")
-        if not found or not code.strip().isdigit():
+        if not found or not re.fullmatch(r"[0-9]{1,3}\s*", code):
             if re.search("^error: .*(support PTY args|supports allocating a pty)", stderr, re.M):
                 raise InputError(
                     f"{self.name} is too old: its adb tells no exit codes; expected Android 7 or "

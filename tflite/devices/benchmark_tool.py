@@ -20,7 +20,7 @@ from pathlib import Path
 
 import kapps
 from kapps._errors import InputError
-from kapps.tflite._child import one_line
+from kapps.tflite._child import check_time_limit, one_line
 from kapps.tflite.devices.transport import Completed, Transport
 from kapps.tflite.latency import Latency, StopRule, existing, identity, now
 
@@ -87,7 +87,7 @@ class Settings:
         progress: called now and then with the share that is done, 0 to 1.
 
     Raises:
-        InputError: a number is too small, or there is no such accelerator.
+        InputError: a number is too small or too large, or there is no such accelerator.
     """
 
     threads: int
@@ -101,8 +101,9 @@ class Settings:
         if self.accelerator not in ACCELERATORS:
             known = ", ".join(ACCELERATORS)
             raise InputError(f"unknown accelerator {self.accelerator!r}: {known}")
-        if self.threads < 1 or self.launches < 1 or self.time_limit <= 0:
-            raise InputError("threads and launches are at least 1, and time_limit is over 0")
+        if self.threads < 1 or self.launches < 1:
+            raise InputError("threads and launches are at least 1")
+        check_time_limit(self.time_limit)
 
 
 @dataclass(frozen=True)

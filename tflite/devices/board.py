@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError
+from kapps.tflite._child import check_time_limit
 from kapps.tflite.devices.benchmark_tool import linux_device, pinning
 from kapps.tflite.devices.ssh import Ssh, printable
 from kapps.tflite.latency import existing
@@ -144,6 +145,7 @@ def measure_board(
     """
     if threads < 1 or warmup < 0 or min_runs < 1 or min_seconds < 0:
         raise InputError("threads and min_runs are at least 1, warmup and min_seconds at least 0")
+    check_time_limit(time_limit)
     files = existing(paths)
     if not files:
         raise InputError("nothing to measure: no files")

@@ -67,8 +67,7 @@ class Ssh:
             raise InputError("there is no `ssh` on this machine; install OpenSSH's client")
         self.name = f"ssh:{host}"
         self._host = host
-        # Short, because the path of a socket has at most 104 bytes.
-        folder = tempfile.mkdtemp(prefix="kapps-ssh-")
+        folder = tempfile.mkdtemp(prefix="kapps-ssh-", dir=_folder_of_sockets())
         self._command = [
             client,
             *(["-F", os.fspath(config)] if config is not None else []),
@@ -123,7 +122,7 @@ class Ssh:
         remote = ["sh", "-c", _RUN, "sh", token, *arguments]
         stdout, stderr = self._session(remote, None, time_limit, arguments[0], on_line)
         told, mark, code = stderr.rpartition(f"\n{token} ".encode())
-        if not mark or not code.strip().isdigit():
+        if not mark or not re.fullmatch(rb"\d{1,3}\s*", code):
             raise self._lost(stderr.decode(errors="replace"))
         return Completed(int(code), stdout.decode(errors="replace"), told.decode(errors="replace"))
 
@@ -307,11 +306,25 @@ def _split(host: str) -> tuple[str, str]:
     address, colon, port = host, "", ""
     if host.count(":") == 1 or "]:" in host:
         address, colon, port = host.rpartition(":")
-    if not _HOST.fullmatch(address) or (colon and not (port.isdigit() and 0 < int(port) < 65536)):
+    if not _HOST.fullmatch(address) or (colon and not _is_port(port)):
         raise InputError(
             f"{host!r} is no host; expected ssh:HOST, ssh:USER@HOST or ssh:USER@HOST:PORT"
         )
     return address.replace("[", "").replace("]", ""), port
+
+
+def _is_port(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
+
+
+def _folder_of_sockets() -> str:
+    """The folder for temporary files, if a socket below can be named: in 104 bytes, all told.
+
+    The rest of its path is of 40, of which 17 are ssh's own; and to ssh blanks, quotes and per cent
+    signs say something else.
+    """
+    folder = tempfile.gettempdir()
+    return folder if re.fullmatch(r"[\w./-]{1,64}", folder, re.ASCII) else "/tmp"
 
 
 def _options(**values: object) -> list[str]:
