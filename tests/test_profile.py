@@ -547,7 +547,8 @@ def test_summary_lists_the_models(capsys):
         ("--model=LeNet5 --arguments=pooling=[", "LeNet5 has include_top, pooling, "),
         ("--model=LeNet5 --arguments=pooling=open(1)", "give NAME=VALUE,NAME=VALUE"),
         ("--model=LeNet5 --arguments=**name", "give NAME=VALUE,NAME=VALUE"),
-        ("--model=LeNet5 --arguments=dropout_rate=high", "LeNet5 does not take --arguments="),
+        ("--model=LeNet5 --arguments=dropout_rate=high", "dropout_rate must be at least 0 and"),
+        ("--model=ShuffleNetV2 --arguments=scale=[]", "ShuffleNetV2 does not take --arguments="),
         ("--model=LeNet5 --arguments=pooling=mean", "unknown pooling 'mean'"),
     ],
 )
