@@ -35,7 +35,7 @@ test: $(VENV)/.dev $(MEDIAPIPE_VENV)/.done
 	$(VENV)/bin/python -m pytest tests/test_packaging.py $(PYTEST_ARGS)
 
 test-quick: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest --numprocesses=2 -m 'not slow' $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal -m 'not slow' $(PYTEST_ARGS)
 
 # JAX compiles every operation for itself when it runs layer by layer: the tests that say most.
 test-backends: $(VENV)/.dev $(TORCH_VENV)/.done

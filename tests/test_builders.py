@@ -146,6 +146,7 @@ def test_spatial_dropout_drops_whole_channels_of_maps_alone():
     assert type(net.get_layer("dropout")) is keras.layers.Dropout
 
 
+@pytest.mark.slow
 def test_a_network_of_a_thousand_layers_is_built():
     """Deeper than Python's limit of nested calls, which stays what it was."""
     limit = sys.getrecursionlimit()

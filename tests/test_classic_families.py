@@ -18,6 +18,8 @@ from kapps.lenet import LeNet5Original, Subsampling, digit_bitmaps, scaled_tanh
 from kapps.nin import NiN
 from kapps.vgg import VGG11
 
+pytestmark = pytest.mark.slow
+
 
 def numpy(x) -> np.ndarray:
     return keras.ops.convert_to_numpy(x)

@@ -20,6 +20,8 @@ from programs import run_here
 import kapps
 from kapps.tflite import read_metadata
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

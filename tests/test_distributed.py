@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(__file__).with_name("tiny.py")
 
 
@@ -79,7 +81,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("none", "mirrored", "workers")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mirrored", "workers"])
 def test_weights_equal_those_of_one_process(runs: dict[str, Path], name: str) -> None:
     """But for the order of sums: 50 steps left 4e-7 when this was written.
@@ -114,7 +115,6 @@ def test_only_the_chief_writes(runs: dict[str, Path]) -> None:
     assert len(list((runs["workers"] / "tensorboard").iterdir())) == 1
 
 
-@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL in mid-epoch, twice; then to the end, bit for bit as if nothing had happened."""
     arguments = {"model": "TinyDropNet", "recipe": "random", "strategy": "none"}

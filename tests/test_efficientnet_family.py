@@ -15,6 +15,8 @@ from kapps._errors import InputError
 from kapps._profile import profile
 from kapps._scaling import Scaling, _macs, compound_scaling, scaling_for_macs
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (32, 32, 3)
 
 # The authors' coefficients, and the million MACs of timm's networks of that name and size.

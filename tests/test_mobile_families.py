@@ -22,6 +22,8 @@ from kapps.pyramidnet import PyramidNet
 from kapps.shufflenet import ShuffleNet
 from kapps.shufflenet_v2 import ShuffleNetV2, ShuffleNetV2_x0_5
 
+pytestmark = pytest.mark.slow
+
 
 def parameters(model: keras.Model) -> int:
     return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)

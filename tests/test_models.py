@@ -22,7 +22,7 @@ import kapps
 from kapps import _layers
 from kapps import weights as kapps_weights
 
-# What is tested on every backend, and every day: small networks, one of each kind.
+# What is tested on every backend: small networks, one of each kind.
 FEW = {
     "LeNet5Original",
     "NiN",
@@ -39,13 +39,21 @@ FEW = {
 }
 
 
+# Of these, the ones of `make test-quick`.
+DAILY = {"LeNet5Original", "ResNet18", "MobileNetV3Small"}
+
+
 def rows(condition: Callable[[Row], object]) -> pytest.MarkDecorator:
     """A test for each row of the table that meets the condition.
 
     One model after the other: what a fixture built for one is gone with the next.
     """
     found = [
-        pytest.param(row, id=row.id, marks=pytest.mark.few if row.id in FEW else pytest.mark.slow)
+        pytest.param(
+            row,
+            id=row.id,
+            marks=[pytest.mark.few] * (row.id in FEW) + [pytest.mark.slow] * (row.id not in DAILY),
+        )
         for row in TABLE
         if condition(row)
     ]

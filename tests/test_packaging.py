@@ -137,6 +137,7 @@ def test_program_tells_its_flags(program, tmp_path):
     assert f"usage: kapps-{program}" in shown
 
 
+@pytest.mark.slow
 def test_import_under_jax_loads_no_tensorflow(tmp_path):
     pytest.importorskip("jax")
     code = """
@@ -146,6 +147,7 @@ print(kapps.LeNet5().name, *[m for m in sys.modules if "tensorflow" in m.split("
     assert python("-c", code, cwd=tmp_path, KERAS_BACKEND="jax").split() == ["LeNet5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_import_adds_less_than_50_ms_to_keras(backend, tmp_path):
     pytest.importorskip(backend)

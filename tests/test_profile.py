@@ -119,6 +119,7 @@ def test_dense_and_one_dimensional_layers():
 
 
 # Millions of MACs, counted by other libraries on their own implementations.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
@@ -149,6 +150,7 @@ def test_macs_of_published_networks(name, millions):
 
 # "Computing Receptive Fields of Convolutional Neural Networks", Araujo et al. 2019, the table of
 # https://distill.pub/2019/computing-receptive-fields
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "field", "stride"),
     [
@@ -156,8 +158,8 @@ def test_macs_of_published_networks(name, millions):
         ("ResNet50", 483, 32),
         ("InceptionV3", 1311, 32),
         ("MobileNet", 315, 32),
-        pytest.param("ResNet101", 1027, 32, marks=pytest.mark.slow),
-        pytest.param("ResNet152", 1507, 32, marks=pytest.mark.slow),
+        ("ResNet101", 1027, 32),
+        ("ResNet152", 1507, 32),
     ],
 )
 def test_receptive_fields_of_the_literature(name, field, stride):
@@ -298,6 +300,7 @@ def seen_along(model, axis):
     return [(int(np.flatnonzero(u)[0]), int(np.flatnonzero(u)[-1])) for u in lit.T if u.any()]
 
 
+@pytest.mark.slow
 @given(model=networks())
 @hypothesis.settings(max_examples=25, suppress_health_check=list(hypothesis.HealthCheck))
 def test_receptive_fields_are_what_units_depend_on(model):
@@ -559,6 +562,7 @@ def test_a_wrong_flag_gets_one_line(flags, message, capsys):
     assert done.stderr.startswith("kapps-summary: error: ") and message in done.stderr
 
 
+@pytest.mark.slow
 def test_summary_ends_quietly_when_its_reader_leaves():
     command = [sys.executable, "-m", "kapps.tools.summary", "--model=LeNet5"]
     with subprocess.Popen(

@@ -184,6 +184,7 @@ def test_whole_batch_training_reaches_every_weight():
         assert all(changed) if rate < 0.1 else any(changed)
 
 
+@pytest.mark.slow
 def test_a_skipping_model_is_saved_and_loaded(tmp_path):
     model = kapps.EfficientNetLite0(input_shape=SHAPE, drop_path_rate=0.2, drop_path_mode="batch")
     model.save(tmp_path / "model.keras")

@@ -14,6 +14,8 @@ from kapps.resnet import PlainNet18, ResNet, ResNet18
 from kapps.resnet_v2 import ResNetV2
 from kapps.wide_resnet import WideResNet
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"input_shape": (8, 8, 3), "classifier_activation": None}
 
 

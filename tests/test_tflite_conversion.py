@@ -98,6 +98,7 @@ def test_int8_with_float_input_and_output(net, digits, tmp_path):
     assert runner.predict(digits[1][0][:1]).dtype == "float32"
 
 
+@pytest.mark.slow
 def test_int16x8(net, digits, tmp_path):
     """Activations of 16 bits, and no HARD_SWISH, which has no such form; nearly exact."""
     images, labels = digits[1][0][:100], digits[1][1][:100]
@@ -184,6 +185,7 @@ def test_default_labels_are_the_indices(net, digits, tmp_path):
 # Verification.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.5, np.nan])
 def test_a_file_that_does_not_do_what_the_model_does_never_gets_its_name(
     factor, net, digits, tmp_path, monkeypatch

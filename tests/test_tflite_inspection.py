@@ -174,6 +174,7 @@ def test_text_of_the_file_does_not_reach_the_terminal_as_it_is(tmp_path):
     assert line.startswith("  delegate    not tried: Encountered unresolved custom op: ")
 
 
+@pytest.mark.slow
 def test_no_operation_of_a_real_file_falls_off_for_unknown_reasons(conversions):
     for inspection in inspect_each([conversion.path for conversion in conversions.values()]):
         assert UNKNOWN not in {op.reason for op in inspection.fallen_off}

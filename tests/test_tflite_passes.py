@@ -396,6 +396,7 @@ def _stages(units, filters):
     return _randomized(keras.Model(image, x))
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     st.lists(

@@ -20,6 +20,8 @@ pytest_plugins = ["tflite_fixtures"]
 tf_keras = pytest.importorskip("tf_keras")
 tuning = pytest.importorskip("kapps.tflite.tuning")
 
+pytestmark = pytest.mark.slow
+
 
 def shake(model):
     """Batch norm that is no identity, so that it can be missed."""
@@ -112,7 +114,6 @@ def test_the_copy_in_tf_keras_is_exact(net):
     np.testing.assert_allclose(expected, model(images, training=False), atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NINE)
 def test_the_copy_in_tf_keras_is_exact_for_all_nine(name):
     model = built(name)
@@ -180,7 +181,6 @@ def test_restored_weights_are_those_before_quantization(quantized, net, digits):
     assert drift < 0.05
 
 
-@pytest.mark.slow
 def test_pruned_stays_pruned(net, digits):
     (images, labels), _ = digits
     pruned = steps(tuning.prune(net, 0.5), images, labels)
@@ -205,7 +205,6 @@ def test_pruned_stays_pruned(net, digits):
     assert_does_as(tuning.tflite_bytes(tuned), tuned, images[:64])
 
 
-@pytest.mark.slow
 def test_clustered_stays_clustered_and_pruned(net, digits):
     (images, labels), _ = digits
     clustered = steps(tuning.cluster(net, 8), images, labels, count=5)
@@ -233,7 +232,6 @@ def test_convert_takes_a_tuned_model(quantized, digits, tmp_path):
     assert conversion.float_operations == ()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("build", [small_net, mixed_net])
 def test_a_tuned_file_layer_by_layer(build, tmp_path):
     model, images = build(), random_images(96)
@@ -332,7 +330,6 @@ def test_a_layer_that_cannot_be_tuned_is_named(layer, message):
         tuning.quantize_aware(_with(layer))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NINE)
 def test_all_nine_become_integers(name, tmp_path):
     import tensorflow as tf

@@ -25,6 +25,8 @@ from kapps.tools.optimization import Schedule, make_optimizer, prepare_layers
 from kapps.tools.recipes import RECIPES, Recipe, get_recipe
 from kapps.tools.runs import TrainConfig, TrainResult, load_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:

@@ -22,6 +22,8 @@ from kapps.tools.runs import TrainConfig, load_run
 pytest.importorskip("tf_keras")
 tuning_run = pytest.importorskip("kapps.tflite.tuning_run")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -39,7 +41,6 @@ def run(tmp_path_factory):
     del _model._BUILDERS["TinyNet"]
 
 
-@pytest.mark.slow
 def test_pruned_and_quantized(run, tmp_path, capsys):
     from kapps.tflite import Runner, read_metadata, tuning
 
@@ -78,7 +79,6 @@ def test_pruned_and_quantized(run, tmp_path, capsys):
         tuning_run.tune(config)
 
 
-@pytest.mark.slow
 def test_going_on_gives_the_same_as_never_stopping(run, tmp_path, monkeypatch):
     one, other = tmp_path / "one", tmp_path / "other"
     config = tuning_run.TuneConfig(str(run), str(one), quantize_aware=True, epochs=2)
@@ -146,7 +146,6 @@ def test_help_and_flags():
     )
 
 
-@pytest.mark.slow
 def test_result_is_json(run, tmp_path):
     config = tuning_run.TuneConfig(str(run), str(tmp_path), cluster=4, epochs=1)
     result = tuning_run.tune(config, progress=False)
