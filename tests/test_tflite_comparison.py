@@ -16,6 +16,8 @@ from kapps.tflite.conversion import QUANTIZATIONS
 
 pytest_plugins = ["tflite_fixtures"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images(digits):
