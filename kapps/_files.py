@@ -1,9 +1,10 @@
-"""Files that are either wholly there or not at all."""
+"""Files that are either wholly there or not at all, and what is in them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -56,3 +57,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
                 f"cannot write {target}: {error.strerror}; free some space, or choose another disk"
             ) from error
         raise
+
+
+def sha256(file: str | os.PathLike[str]) -> str:
+    """The digest of a file's content, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -11,7 +11,6 @@ The hub's files lie in the hub's own cache, which timm shares; torchvision's in 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import os
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kapps._errors import InputError
-from kapps._files import atomic_write
+from kapps._files import atomic_write, sha256
 from kapps._index import PublishedWeights
 
 _TORCHVISION = "https://download.pytorch.org/models"
@@ -82,15 +81,6 @@ def _discard(file: Path) -> None:
         links.append(links[-1].parent / os.readlink(links[-1]))
     for link in links:
         link.unlink(missing_ok=True)
-
-
-def sha256(file: Path) -> str:
-    """The digest of a file's content, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def name_matches(file: Path, name: str) -> bool:

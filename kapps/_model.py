@@ -313,13 +313,7 @@ def model(
             before = [] if input_tensor is None else keras.Model(inputs, image).layers
             name = builder if name is None else name
             try:
-                if regularization.drop_path_rate and regularization.drop_path_mode == "batch":
-                    result = BlockSkippingModel(inputs, x, name=name)
-                else:
-                    try:
-                        result = keras.Model(inputs, x, name=name)
-                    except RecursionError:
-                        result = DeepModel(inputs, x, name=name)
+                result = _connected(inputs, x, name, regularization)
             except ValueError as error:
                 if not before:
                     raise
@@ -364,6 +358,16 @@ def model(
         return _BUILDERS[architecture.__name__]
 
     return decorate
+
+
+def _connected(inputs: Any, outputs: Any, name: str, regularization: Regularization) -> keras.Model:
+    """The model between these tensors, of the class that it needs."""
+    if regularization.drop_path_rate and regularization.drop_path_mode == "batch":
+        return BlockSkippingModel(inputs, outputs, name=name)
+    try:
+        return keras.Model(inputs, outputs, name=name)
+    except RecursionError:
+        return DeepModel(inputs, outputs, name=name)
 
 
 def list_models() -> list[str]:

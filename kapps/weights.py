@@ -25,7 +25,7 @@ from keras import layers
 from kapps import _hub, _index
 from kapps._custom_layers import ImageNormalization
 from kapps._errors import InputError
-from kapps._files import atomic_write
+from kapps._files import atomic_write, sha256
 from kapps._index import PublishedWeights, list_weights
 from kapps._layers import layer_name
 from kapps._pth import from_bfloat16, read_pth
@@ -301,7 +301,7 @@ def _atomic_write_with_sum(file: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())  # what may fail does so before the old sum goes
-        digest = _hub.sha256(temporary)
+        digest = sha256(temporary)
         beside.unlink(missing_ok=True)
     with atomic_write(beside) as temporary:
         temporary.write_text(f"{digest}  {file.name}\n", encoding="utf-8")
@@ -314,7 +314,7 @@ def _check_sum(file: Path) -> None:
     words = beside.read_bytes()[:4096].decode("utf-8", "replace").split()
     if not words or not re.fullmatch("[0-9a-fA-F]{64}", words[0]):
         raise InputError(f"{beside} does not begin with a SHA-256; write it anew, or remove it")
-    if _hub.sha256(file) != words[0].lower():
+    if sha256(file) != words[0].lower():
         raise InputError(
             f"{file} is damaged: its SHA-256 is not that of {beside.name}; copy or save both "
             f"again, or remove {beside.name} if the file was meant to change"

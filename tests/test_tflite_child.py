@@ -177,9 +177,8 @@ def test_run_raises():
 
 def test_nothing_is_left_when_the_parent_gives_up(tmp_path, monkeypatch):
     """An interrupt while a child hangs: the server and the child end."""
-    server = shutil.copy(
-        _child.__file__, tmp_path
-    )  # by its path they are told from those of others
+    # By its path its processes are told from those of others.
+    server = shutil.copy(_child.__file__, tmp_path)
     monkeypatch.setattr(_child, "__file__", server)
     seen = []
 

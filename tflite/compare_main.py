@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from kapps._errors import InputError
-from kapps.tflite._child import MOST_SECONDS, one_line
+from kapps._errors import InputError, printable
+from kapps.tflite._child import MOST_SECONDS
 from kapps.tools import cli
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int | None:
     images = _source.load_images(dataset, "validation", _IMAGES.value, source, _DATA_DIR.value)
     results = {}
     for file in argv[1:]:
-        shown = one_line(file)
+        shown = printable(file)
         print(f"comparing {shown} on {len(images)} images", file=sys.stderr, flush=True)
         results[file] = compare_layers(source.model, file, images, time_limit=_TIME_LIMIT.value)
         print(f"{shown}: {results[file].quantization}")

@@ -24,7 +24,7 @@ from keras import layers
 import kapps
 from kapps import _hub
 from kapps._errors import InputError, unknown
-from kapps._files import atomic_write
+from kapps._files import atomic_write, sha256
 from kapps.tflite._images import check_images, check_pixels
 from kapps.tflite.comparison import layers_in
 from kapps.tflite.interpreter import Runner
@@ -148,7 +148,7 @@ def convert(
                 check_pixels(model, images, what)
 
     if isinstance(weights, kapps.PublishedWeights):
-        digest, source = _hub.sha256(_hub.fetch(weights)), weights.file_name
+        digest, source = sha256(_hub.fetch(weights)), weights.file_name
     else:
         digest, source = weights_sha256(whole, weights)
     published = getattr(whole, "kapps_weights", None)

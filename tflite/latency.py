@@ -5,7 +5,6 @@ What is measured on the host is never a phone's latency: the device is part of e
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -19,6 +18,7 @@ import numpy as np
 
 import kapps
 from kapps._errors import InputError
+from kapps._files import sha256
 from kapps.tflite import _child
 
 # Files take turns, so that all see the same drift of the machine; equally long ones, so that a slow
@@ -211,7 +211,7 @@ def measure(
         "ai-edge-litert": importlib.metadata.version("ai-edge-litert"),
     }
     latencies = []
-    for file, (sha256, size_bytes), result, times, peak in zip(
+    for file, (digest, size_bytes), result, times, peak in zip(
         files, identities, results, samples, memory, strict=True
     ):
         if isinstance(peak, InputError):
@@ -226,7 +226,7 @@ def measure(
                 initialization_ms=result["initialization_ms"],
                 delegate_pieces=result["delegate_pieces"],
                 peak_memory_mb=peak,
-                sha256=sha256,
+                sha256=digest,
                 size_bytes=size_bytes,
                 notes={},
                 versions=versions,
@@ -271,12 +271,8 @@ def identity(file: Path) -> tuple[str, int]:
     Raises:
         InputError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with open(file, "rb") as content:
-            while chunk := content.read(1 << 20):
-                digest.update(chunk)
-            return digest.hexdigest(), content.tell()
+        return sha256(file), file.stat().st_size
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
 

@@ -27,6 +27,7 @@ from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import number_types
 
 from kapps._errors import InputError
+from kapps._files import sha256
 
 BUFFER_NAME = "TFLITE_METADATA"
 LABEL_FILE = "labels.txt"
@@ -104,13 +105,9 @@ def weights_sha256(model: Any, path: str | os.PathLike[str] | None = None) -> tu
         if len(name.splitlines()) != 1:
             raise InputError(f"weights: the file's name {name!r} is of several lines; rename it")
         try:
-            with open(path, "rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
+            return sha256(path), name
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
-        return digest.hexdigest(), name
     digest = hashlib.sha256()
     for value in model.get_weights():
         digest.update(struct.pack(f"<{value.ndim + 1}q", value.ndim, *value.shape))

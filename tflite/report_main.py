@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from kapps._errors import printable
 from kapps.tools import cli
 
 _OUTPUT = flags.DEFINE_string("output", "build/report", "folder of the report")
@@ -22,7 +23,6 @@ _TITLE = flags.DEFINE_string("title", "Accuracy, size and latency", "of the repo
 
 def main(argv: list[str]) -> None:
     """Writes the report and says where it is."""
-    from kapps._errors import printable
     from kapps.tflite.overview import read_overview, write_overview
 
     for path in write_overview(read_overview(argv[1:]), _OUTPUT.value, title=_TITLE.value):

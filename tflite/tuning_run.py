@@ -12,7 +12,6 @@ result.json           accuracies on the validation images
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ import tf_keras
 
 import kapps
 from kapps._errors import InputError
+from kapps._files import sha256
 from kapps.tflite import tuning
 from kapps.tflite.conversion import convert
 from kapps.tflite.interpreter import Runner
@@ -224,7 +224,7 @@ def _train_config(config: TuneConfig, model: str, run: runs.Run, recipe: Recipe)
 
 def _weights_sum(folder: str) -> str:
     """The SHA-256 of a run's weights: another training in the same folder is another start."""
-    return hashlib.sha256((Path(folder) / "weights.safetensors").read_bytes()).hexdigest()
+    return sha256(Path(folder) / "weights.safetensors")
 
 
 def _tuned(phase: str, config: TuneConfig, model: keras.Model, steps: int) -> tf_keras.Model:

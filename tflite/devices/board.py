@@ -21,7 +21,7 @@ from typing import Any
 from kapps._errors import InputError
 from kapps.tflite._child import check_time_limit
 from kapps.tflite.devices.benchmark_tool import linux_device, pinning
-from kapps.tflite.devices.ssh import Ssh, printable
+from kapps.tflite.devices.ssh import Ssh, last_line
 from kapps.tflite.latency import existing
 
 _SCRIPT = Path(__file__).with_name("_remote_measure.py")
@@ -189,19 +189,19 @@ def measure_board(
     at = last.get("at")
     at_file = f" at {files[at]}" if type(at) is int and 0 <= at < len(files) else ""
     if isinstance(last.get("error"), str):
-        raise InputError(f"{ssh.name} refuses a file{at_file}: {printable(last['error'])}")
+        raise InputError(f"{ssh.name} refuses a file{at_file}: {last_line(last['error'])}")
     if done.code > 128:
         raise InputError(
             f"{ssh.name}: Python was killed ({_signal(done.code - 128)}){at_file}: does the file "
             "run elsewhere, and is there enough memory?"
         )
     if done.code:
-        raise InputError(f"{ssh.name}: the measurement failed{at_file}: {printable(done.stderr)}")
+        raise InputError(f"{ssh.name}: the measurement failed{at_file}: {last_line(done.stderr)}")
     try:
         runtime, cpus, results = _checked(last.get("result"), len(files))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{ssh.name} sent no valid result ({printable(repr(error))}); does its Python print "
+            f"{ssh.name} sent no valid result ({last_line(repr(error))}); does its Python print "
             "anything by itself?"
         ) from error
     return BoardRun(name, runtime, cpus, before, after, results)
@@ -214,7 +214,7 @@ def board_state(ssh: Ssh, sys_folder: str = "/sys") -> BoardState:
     governors: list[str] = []
     load = 0.0
     for line in done.stdout.splitlines()[:256]:
-        what, _, rest = printable(line).partition(" ")
+        what, _, rest = last_line(line).partition(" ")
         zone, _, value = rest.rpartition(" ")
         if what == "temperature" and zone and re.fullmatch(r"-?\d{1,7}", value):
             # Several zones may be of one type: the hottest of them.
@@ -248,7 +248,7 @@ def remote_folder(ssh: Ssh) -> Iterator[str]:
     folder = done.stdout.strip()
     if done.code or not re.fullmatch(rf"/[^\0\n]*/{re.escape(_PREFIX)}\w{{10}}", folder):
         raise InputError(
-            f"{ssh.name}: no folder for the files: {printable(done.stderr or done.stdout)}"
+            f"{ssh.name}: no folder for the files: {last_line(done.stderr or done.stdout)}"
         )
     try:
         yield folder
@@ -271,7 +271,7 @@ def _check_python(ssh: Ssh, python: str) -> None:
         raise InputError(
             f"{ssh.name} has neither benchmark_model nor {python} to run ai-edge-litert: {_REMEDY}"
         )
-    why = printable(done.stderr).rpartition("kapps: ")[2]
+    why = last_line(done.stderr).rpartition("kapps: ")[2]
     raise InputError(f"{ssh.name} has no ai-edge-litert for its {python} ({why}): {_REMEDY}")
 
 
@@ -293,7 +293,7 @@ def _checked(result: Any, files: int) -> tuple[str, tuple[int, ...], tuple[Board
     if not isinstance(result["runtime"], str):
         raise TypeError("the runtime is no text")
     return (
-        printable(result["runtime"]),
+        last_line(result["runtime"]),
         tuple(_integer(cpu) for cpu in result["cpus"][:4096]),
         tuple(_file(file) for file in result["files"]),
     )

@@ -150,7 +150,7 @@ class Ssh:
             )
         if not stdout.strip() and ("Connection" in said or "mux" in said or not said):
             raise self._lost(said)
-        raise InputError(f"{self.name}: cannot write {remote}: {printable(said) or 'cut short'}")
+        raise InputError(f"{self.name}: cannot write {remote}: {last_line(said) or 'cut short'}")
 
     def pull(self, remote: str) -> bytes:
         """A file of the board.
@@ -165,7 +165,7 @@ class Ssh:
         if not mark:
             raise self._lost(stderr.decode(errors="replace"))
         if code.strip() != b"0":
-            said = printable(told.decode(errors="replace"))
+            said = last_line(told.decode(errors="replace"))
             raise InputError(f"{self.name}: cannot read {remote}: {said}")
         return stdout
 
@@ -261,13 +261,13 @@ class Ssh:
                 return InputError(
                     f"{self.name} {meaning.format(host=self._host, ssh=self._by_hand)}"
                 )
-        return InputError(f"{self.name} cannot be reached: {printable(said) or 'no reason given'}")
+        return InputError(f"{self.name} cannot be reached: {last_line(said) or 'no reason given'}")
 
     def _lost(self, said: str) -> InputError:
         for pattern, _ in _REFUSALS:
             if re.search(pattern, said):
                 return self._refused(said)
-        why = printable(said)
+        why = last_line(said)
         return InputError(
             f"{self.name}: the connection broke{f' ({why})' if why else ''}; is the board still on?"
         )
@@ -335,7 +335,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"LC_ALL": "C"}  # its messages are told apart by their English words
 
 
-def printable(said: str) -> str:
+def last_line(said: str) -> str:
     """The last line of what a board said, short and without control characters."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return one_line(lines[-1][:200]) if lines else ""
