@@ -25,7 +25,7 @@ help:
 	@echo 'make clean       remove build/ and .venv'
 
 demo: $(VENV)/.all
-	$(VENV)/bin/python -m kapps.tools.demo --output=$(OUTPUT)
+	$(VENV)/bin/python -m kapps.tflite.programs.demo --output=$(OUTPUT)
 
 test: export KAPPS_MEDIAPIPE_PYTHON = $(abspath $(MEDIAPIPE_VENV))/bin/python
 test: $(VENV)/.dev $(MEDIAPIPE_VENV)/.done

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import kapps
-from kapps.tflite.latency import Latency, host_device, measure
+from kapps.tflite.measurement.latency import Latency, host_device, measure
 from kapps.tflite.passes import PASSES, Pass, run_passes
 
 # Between them they have all that the passes change.

@@ -94,10 +94,10 @@ def measure(net: str, folder: Path) -> dict[str, Top1]:
             f"--image_size={SIZE}", f"--epochs={EPOCHS[net]}", f"--workdir={run}",
         )  # fmt: skip
     if not (tuned / "result.json").is_file():
-        call("tflite.tune_main", f"--init_from={run}", "--quantize_aware", f"--workdir={tuned}")
+        call("tflite.programs.tune", f"--init_from={run}", "--quantize_aware", f"--workdir={tuned}")
     output = folder / f"{net}.tflite"
     call(
-        "tflite.convert_main", f"--workdir={run}", f"--output={output}",
+        "tflite.programs.convert", f"--workdir={run}", f"--output={output}",
         "--quantization=float32,int8",
     )  # fmt: skip
     files = {

@@ -44,7 +44,7 @@ import numpy as np
 
 from kapps._files import atomic_write
 from kapps.tflite.interpreter import delegate_pieces, load_interpreter, operations
-from kapps.tflite.latency import host_device
+from kapps.tflite.measurement.latency import host_device
 
 SIZE = 224  # pixels
 RUNS = 5  # a turn

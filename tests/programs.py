@@ -17,6 +17,12 @@ class Answer(NamedTuple):
     stderr: str
 
 
+def module_of(program: str) -> str:
+    """Where the program `kapps-<program>` lies, below kapps."""
+    package = "tools" if program in ("train", "summary") else "tflite.programs"
+    return f"{package}.{program}"
+
+
 def run_here(module: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> Answer:
     """As `python -m kapps.<module>`; the flags that it defined are undefined again."""
     before = set(flags.FLAGS)

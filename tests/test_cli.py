@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from programs import Answer, run_here
+from programs import Answer, module_of, run_here
 from tflite_plain import plain_file, plain_net
 
 import kapps
@@ -60,7 +60,7 @@ IN_A_PROCESS = [*list(MISTAKES)[:3], "train --help", GOOD]
 def start(command: str) -> Answer:
     binary, *arguments = shlex.split(command)
     done = subprocess.run(
-        [sys.executable, "-m", f"kapps.tools.{binary}", *arguments],
+        [sys.executable, "-m", f"kapps.{module_of(binary)}", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -97,7 +97,7 @@ def test_a_mistake_gets_one_line(
 ) -> None:
     before = sorted(folder.rglob("*"))
     binary, _, arguments = command.format(tmp=folder).partition(" ")
-    answer = answers.get(command) or run_here(f"tools.{binary}", arguments, capsys)
+    answer = answers.get(command) or run_here(module_of(binary), arguments, capsys)
     assert answer.code == 2, answer.stderr
     assert "Traceback" not in answer.stderr
     program = "kapps-" + command.split()[0]
@@ -125,7 +125,7 @@ def test_train_and_evaluate(
     assert answer.code == 0, answer.stderr
     assert answer.stdout.startswith("LeNet5: validation top-1 0.") and "img/s" in answer.stderr
     by_run = run_here(
-        "tools.evaluate",
+        "tflite.programs.evaluate",
         f"--workdir={folder}/good --split=test --json={folder}/test.json",
         capsys,
     )
@@ -134,7 +134,7 @@ def test_train_and_evaluate(
     assert figures["images"] == 360 and figures["split"] == "test"
     assert f"digits test: top-1 {figures['top1']:.4f}, top-5 {figures['top5']:.4f}" in by_run.stdout
     by_file = run_here(
-        "tools.evaluate",
+        "tflite.programs.evaluate",
         f"--model=LeNet5 --weights={folder}/good/weights.safetensors --dataset=digits "
         "--image_size=32 --split=test",
         capsys,
@@ -147,15 +147,15 @@ def test_evaluate_a_tflite_file(
 ) -> None:
     run, path = folder / "good", folder / "good.tflite"
     made = run_here(
-        "tflite.convert_main",
+        "tflite.programs.convert",
         f"--workdir={run} --output={path} --verification_images=20",
         capsys,
     )
     assert not made.code, made.stderr
     of_run, of_file = folder / "run.json", folder / "file.json"
-    run_here("tools.evaluate", f"--workdir={run} --split=test --json={of_run}", capsys)
+    run_here("tflite.programs.evaluate", f"--workdir={run} --split=test --json={of_run}", capsys)
     answer = run_here(
-        "tools.evaluate",
+        "tflite.programs.evaluate",
         f"--tflite={path} --workdir={run} --split=test --json={of_file}",
         capsys,
     )

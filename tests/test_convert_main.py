@@ -57,7 +57,7 @@ def files(folder):
         [
             sys.executable,
             "-m",
-            "kapps.tflite.convert_main",
+            "kapps.tflite.programs.convert",
             f"--workdir={folder}/run",
             f"--output={folder}/net.tflite",
             "--quantization=float32,int8",
@@ -107,7 +107,7 @@ def test_the_sum_is_that_of_the_weights_file(files, folder):
 def test_compare(files, folder, capsys):
     report = folder / "compare.json"
     command = [*map(str, files[1]), f"--workdir={folder}/run", "--images=2", f"--json={report}"]
-    answer = run_here("tflite.compare_main", shlex.join(command), capsys)
+    answer = run_here("tflite.programs.compare", shlex.join(command), capsys)
     assert not answer.code, answer.stderr
     for path, quantization in zip(files[1], ("float32", "int8"), strict=True):
         assert f"{path}: {quantization}\n" in answer.stdout
@@ -125,7 +125,7 @@ def test_compare_with_other_weights(files, folder, capsys):
     kapps.save_weights(other, folder / "other.safetensors")
     tmp = shlex.quote(str(folder))
     answer = run_here(
-        "tflite.compare_main",
+        "tflite.programs.compare",
         f"{shlex.quote(str(files[1][0]))} --model=LeNet5 --weights={tmp}/other.safetensors "
         f"--image_size=32 --classes=10 --dataset=folder:{tmp}/flat --images=2",
         capsys,
@@ -138,7 +138,7 @@ def test_compare_a_file_of_any_name(files, folder):
     """The name is no text of UTF-8, and stdout takes nothing else."""
     name = folder / "\udcff\x1b[7m.tflite"
     name.write_bytes(files[1][0].read_bytes())
-    flags = ["-m", "kapps.tflite.compare_main", f"--workdir={folder}/run", "--images=1"]
+    flags = ["-m", "kapps.tflite.programs.compare", f"--workdir={folder}/run", "--images=1"]
     done = subprocess.run(
         [sys.executable, *flags, str(name)],
         capture_output=True,
@@ -155,7 +155,7 @@ def test_compare_a_file_of_any_name(files, folder):
 def test_convert_named_weights_with_a_flat_folder(folder, capsys):
     output, tmp = folder / "named.tflite", shlex.quote(str(folder))
     answer = run_here(
-        "tflite.convert_main",
+        "tflite.programs.convert",
         f"--model=LeNet5 --weights={tmp}/run/weights.safetensors --image_size=32 "
         f"--labels={tmp}/labels.txt --calibration=folder:{tmp}/flat --output={tmp}/named.tflite",
         capsys,
@@ -175,7 +175,7 @@ def test_published_weights_tell_licence_and_file(folder, monkeypatch, capsys):
     monkeypatch.setattr("kapps._hub.fetch", lambda asked: {published: weights}[asked])
     output, tmp = folder / "published.tflite", shlex.quote(str(folder))
     answer = run_here(
-        "tflite.convert_main",
+        "tflite.programs.convert",
         "--model=MobileNetV3Small --weights=imagenet --image_size=32 "
         f"--calibration=folder:{tmp}/flat --output={tmp}/published.tflite",
         capsys,
@@ -240,7 +240,7 @@ def test_published_weights_tell_licence_and_file(folder, monkeypatch, capsys):
 def test_a_mistake_gets_one_line(command, message, folder, capsys):
     before = sorted(folder.rglob("*"))
     binary, _, arguments = command.format(tmp=shlex.quote(str(folder))).partition(" ")
-    answer = run_here(f"tflite.{binary}_main", arguments, capsys)
+    answer = run_here(f"tflite.programs.{binary}", arguments, capsys)
     assert answer.code == 2, answer.stderr
     program = "kapps-" + command.split()[0]
     lines = [line for line in answer.stderr.splitlines() if line.startswith(f"{program}: error: ")]
@@ -252,7 +252,7 @@ def test_a_mistake_gets_one_line(command, message, folder, capsys):
 @pytest.mark.parametrize("binary", ["convert", "compare"])
 def test_help_needs_no_tensorflow(binary):
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", f"kapps.tflite.{binary}_main", "--help"],
+        [sys.executable, "-X", "importtime", "-m", f"kapps.tflite.programs.{binary}", "--help"],
         capture_output=True,
         text=True,
         check=False,

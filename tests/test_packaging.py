@@ -115,10 +115,19 @@ def test_metadata(wheel):
 
 
 PROGRAMS = {
-    **{program: f"kapps.tools.{program}" for program in ("train", "evaluate", "demo", "summary")},
+    **{program: f"kapps.tools.{program}" for program in ("train", "summary")},
     **{
-        program: f"kapps.tflite.{program}_main"
-        for program in ("convert", "compare", "inspect", "tune", "benchmark", "report")
+        program: f"kapps.tflite.programs.{program}"
+        for program in (
+            "benchmark",
+            "compare",
+            "convert",
+            "demo",
+            "evaluate",
+            "inspect",
+            "report",
+            "tune",
+        )
     },
 }
 

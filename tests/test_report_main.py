@@ -27,8 +27,8 @@ from kapps.tflite.accuracy import (
     read_accuracy,
     write_accuracy,
 )
-from kapps.tflite.benchmarking import write_results
-from kapps.tflite.latency import Latency
+from kapps.tflite.measurement.benchmark import write_results
+from kapps.tflite.measurement.latency import Latency
 from kapps.tflite.overview import read_overview, write_overview
 
 pytest_plugins = ["tflite_fixtures"]
@@ -304,7 +304,7 @@ def _main(program, *arguments):
 
 
 def test_the_program(results, tmp_path):
-    done = _main("tflite.report_main", *results, f"--output={tmp_path / 'out'}", "--title=T")
+    done = _main("tflite.programs.report", *results, f"--output={tmp_path / 'out'}", "--title=T")
     assert done.returncode == 0
     names = ("report.json", "report.md", "report.html")
     assert done.stdout.splitlines() == [str(tmp_path / "out" / name) for name in names]
@@ -312,10 +312,10 @@ def test_the_program(results, tmp_path):
 
 
 def test_the_program_says_what_is_wrong(tmp_path):
-    done = _main("tflite.report_main", tmp_path / "absent.json")
+    done = _main("tflite.programs.report", tmp_path / "absent.json")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"kapps-report: error: cannot read .*absent\.json: .*\n", done.stderr)
-    done = _main("tflite.report_main")
+    done = _main("tflite.programs.report")
     assert done.returncode == 2
     assert "RESULT... must be given" in done.stderr
 

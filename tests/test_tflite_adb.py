@@ -20,10 +20,10 @@ import pytest
 from hostile_names import HOSTILE
 
 from kapps import InputError
-from kapps.tflite.benchmarking import benchmark
-from kapps.tflite.devices import adb, benchmark_tool
-from kapps.tflite.devices.benchmark_tool import Settings
-from kapps.tflite.latency import StopRule
+from kapps.tflite.measurement import adb, benchmark_tool
+from kapps.tflite.measurement.benchmark import benchmark
+from kapps.tflite.measurement.benchmark_tool import Settings
+from kapps.tflite.measurement.latency import StopRule
 
 SPEEDS = [1800000] * 4 + [2400000] * 3 + [2900000]  # little, big and prime cores, kHz
 
@@ -387,7 +387,7 @@ def test_the_binary_is_ended_in_the_middle(number, phone, files, tool, tmp_path)
     """The phone is then as it was: no folder, no mode, and no tool that runs on."""
     started = phone.folder / "started"
     binary = tool(f"echo $$ > {started}; while true; do sleep 0.1; done")
-    command = [sys.executable, "-m", "kapps.tflite.benchmark_main", "--device=adb"]
+    command = [sys.executable, "-m", "kapps.tflite.programs.benchmark", "--device=adb"]
     with subprocess.Popen(
         [*command, f"--benchmark_binary={binary}", str(files[0])],
         stderr=subprocess.PIPE,

@@ -18,11 +18,11 @@ import pytest
 import sshd
 
 from kapps import InputError
-from kapps.tflite import _child
-from kapps.tflite.benchmarking import benchmark, read_results, table, write_results
-from kapps.tflite.devices import benchmark_tool, ssh
-from kapps.tflite.devices.benchmark_tool import Launch, parse_result, parse_text
-from kapps.tflite.latency import STOP_RULES, Latency, StopRule, identity
+from kapps.tflite import child
+from kapps.tflite.measurement import benchmark_tool, ssh
+from kapps.tflite.measurement.benchmark import benchmark, read_results, table, write_results
+from kapps.tflite.measurement.benchmark_tool import Launch, parse_result, parse_text
+from kapps.tflite.measurement.latency import STOP_RULES, Latency, StopRule, identity
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -349,7 +349,7 @@ def test_mutants_of_a_file(conversions, tmp_path):
         path.write_bytes(mutant)
         request = {"paths": [str(path)], "folder": str(tmp_path), "threads": 1, "warmup": 0}
         requests.append(request | _SHORT)
-    outcomes = _child.run_each("_measure", requests, time_limit=10.0)
+    outcomes = child.run_each("measurement.latency_task", requests, time_limit=10.0)
     bad = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
     assert bad
     assert len(bad) < len(outcomes)
@@ -366,7 +366,7 @@ _SHORT = {"min_runs": 1, "min_seconds": 0, "turn_ms": 1}
 
 def _run(*arguments, **settings):
     return subprocess.run(
-        [sys.executable, "-m", "kapps.tflite.benchmark_main", *arguments],
+        [sys.executable, "-m", "kapps.tflite.programs.benchmark", *arguments],
         capture_output=True,
         text=True,
         timeout=100,

@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 
 from kapps import InputError
-from kapps.tflite import _child
+from kapps.tflite import child
 
 FILE = "some model.tflite"
 
 
 @pytest.fixture(autouse=True)
 def trouble(monkeypatch):
-    monkeypatch.setattr(_child, "__file__", str(Path(__file__).with_name("tflite_trouble.py")))
+    monkeypatch.setattr(child, "__file__", str(Path(__file__).with_name("tflite_trouble.py")))
 
 
 def ask(trouble, *, time_limit=60.0, at=FILE, **request):
     request |= {"trouble": trouble} | ({"at": at} if at else {})
-    (answer,) = _child.run_each("trouble", [request], time_limit=time_limit)
+    (answer,) = child.run_each("trouble", [request], time_limit=time_limit)
     return answer
 
 
@@ -92,13 +92,13 @@ def test_limits_that_are_lower_already():
     script = f"""
 import resource
 from pathlib import Path
-from kapps.tflite import _child
+from kapps.tflite import child
 limits = {{resource.RLIMIT_AS: 3 << 30, resource.RLIMIT_FSIZE: 1 << 20, resource.RLIMIT_CORE: 0}}
 for kind, limit in limits.items():
     resource.setrlimit(kind, (limit, limit))
-_child.__file__ = {_child.__file__!r}
+child.__file__ = {child.__file__!r}
 requests = [{{"trouble": kind, "at": "x"}} for kind in ("limits", "memory")]
-limits, error = _child.run_each("trouble", requests, time_limit=60)
+limits, error = child.run_each("trouble", requests, time_limit=60)
 assert limits == [[3 << 30] * 2, [1 << 20] * 2, [0, 0]], limits
 assert str(error) == "x asks for over 3 GiB of memory: refused", error
 """
@@ -117,28 +117,28 @@ def test_a_task_that_does_not_import_is_no_mistake_of_the_user(monkeypatch):
     with pytest.raises(
         RuntimeError, match="(?s)exit code 1: .*No module named 'kapps.tflite.none'"
     ):
-        _child.run_each("none", [{}], time_limit=10)
+        child.run_each("none", [{}], time_limit=10)
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e10, 0, -1])
 def test_what_is_no_time_limit(seconds):
     for run in (
-        lambda: _child.run("trouble", {"trouble": "none"}, time_limit=seconds),
-        lambda: _child.run_each("trouble", [{"trouble": "none"}], time_limit=seconds),
+        lambda: child.run("trouble", {"trouble": "none"}, time_limit=seconds),
+        lambda: child.run_each("trouble", [{"trouble": "none"}], time_limit=seconds),
     ):
         with pytest.raises(InputError, match="time_limit: expected seconds above 0, at most 1,000"):
             run()
 
 
 def test_no_request():
-    assert _child.run_each("none", [], time_limit=1) == []
+    assert child.run_each("none", [], time_limit=1) == []
 
 
 def test_each_request_has_a_process_of_its_own():
     requests = [
         {"trouble": kind, "at": kind} for kind in ("none", "segfault", "none", "hang", "none")
     ]
-    answers = _child.run_each("trouble", requests, time_limit=3)
+    answers = child.run_each("trouble", requests, time_limit=3)
     good = [answer for answer in answers if not isinstance(answer, InputError)]
     assert [answer["given"] for answer in good] == [requests[0], requests[2], requests[4]]
     assert len({answer["pid"] for answer in good} | {os.getpid()}) == 4
@@ -165,21 +165,21 @@ def test_a_large_request_and_a_large_answer():
 def test_messages_on_the_way():
     messages = []
     request = {"trouble": "emit", "at": FILE}
-    answer = _child.run("trouble", request, time_limit=10, on_message=messages.append)
+    answer = child.run("trouble", request, time_limit=10, on_message=messages.append)
     assert answer == "done"
     assert messages == [{"at": FILE}, {"n": 0}, {"n": 1}, {"n": 2}, {"result": "done"}]
 
 
 def test_run_raises():
     with pytest.raises(InputError, match="SIGSEGV"):
-        _child.run("trouble", {"trouble": "segfault", "at": FILE}, time_limit=10)
+        child.run("trouble", {"trouble": "segfault", "at": FILE}, time_limit=10)
 
 
 def test_nothing_is_left_when_the_parent_gives_up(tmp_path, monkeypatch):
     """An interrupt while a child hangs: the server and the child end."""
     # By its path its processes are told from those of others.
-    server = shutil.copy(_child.__file__, tmp_path)
-    monkeypatch.setattr(_child, "__file__", server)
+    server = shutil.copy(child.__file__, tmp_path)
+    monkeypatch.setattr(child, "__file__", server)
     seen = []
 
     def interrupt(message):
@@ -188,7 +188,7 @@ def test_nothing_is_left_when_the_parent_gives_up(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         request = {"trouble": "hang", "at": FILE}
-        _child.run("trouble", request, time_limit=1000, on_message=interrupt)
+        child.run("trouble", request, time_limit=1000, on_message=interrupt)
     deadline = time.monotonic() + 20
     while (pids := list(_processes(server))) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -206,8 +206,8 @@ def _processes(server):
 
 
 def test_a_server_that_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr(_child, "_GRACE", 0.2)
-    with _child._server("trouble") as server:
+    monkeypatch.setattr(child, "_GRACE", 0.2)
+    with child._server("trouble") as server:
         server.send_signal(signal.SIGSTOP)
-        answer = _child._answer(server, {"trouble": "none"}, 0.1, lambda message: None)
+        answer = child._answer(server, {"trouble": "none"}, 0.1, lambda message: None)
     assert answer == {"last": {}, "end": "lost"}

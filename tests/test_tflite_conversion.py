@@ -15,7 +15,7 @@ import kapps
 from kapps import InputError
 from kapps.tflite import QUANTIZATIONS, ConversionError, Runner, convert, read_metadata
 from kapps.tflite import conversion as conversion_module
-from kapps.tflite._images import check_pixels
+from kapps.tflite.images import check_pixels
 from kapps.tflite.verification import LIMITS, compare, predict
 
 pytest_plugins = ["tflite_fixtures"]

@@ -14,10 +14,10 @@ from tflite_net import LABELS
 from tflite_plain import plain_file, plain_net
 
 from kapps import InputError
-from kapps.tflite import Metadata, _inspect
-from kapps.tflite._reasons import UNKNOWN
-from kapps.tflite._versions import newest, oldest_runtime
-from kapps.tflite.inspection import Inspection, float_operations, inspect, inspect_each
+from kapps.tflite import Metadata
+from kapps.tflite.inspection import Inspection, float_operations, inspect, inspect_each, task
+from kapps.tflite.inspection.reasons import UNKNOWN
+from kapps.tflite.inspection.versions import newest, oldest_runtime
 from kapps.tflite.interpreter import load_interpreter
 from kapps.tflite.metadata import with_metadata
 
@@ -281,7 +281,7 @@ def test_text(inspections):
 
 
 def _run(*arguments):
-    command = [sys.executable, "-m", "kapps.tflite.inspect_main", *map(str, arguments)]
+    command = [sys.executable, "-m", "kapps.tflite.programs.inspect", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -334,6 +334,6 @@ def test_an_error_in_the_flatbuffer_is_the_one_that_is_told(tmp_path, monkeypatc
     def refuse(path, threads):
         raise InputError(f"{path}: Encountered unresolved custom op: X")
 
-    monkeypatch.setattr(_inspect, "load_interpreter", refuse)
+    monkeypatch.setattr(task, "load_interpreter", refuse)
     with pytest.raises(InputError, match="tensor 9999 of 4 is referred to"):
-        _inspect.work({"path": str(path)}, lambda **message: None)
+        task.work({"path": str(path)}, lambda **message: None)

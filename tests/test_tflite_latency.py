@@ -12,7 +12,8 @@ import pytest
 from tflite_crafted import crafted_file
 
 from kapps import InputError
-from kapps.tflite import _child, latency, measure
+from kapps.tflite import child, measure
+from kapps.tflite.measurement import latency
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -106,7 +107,7 @@ def test_samples_do_not_pass_as_text(tmp_path):
     path.write_bytes(crafted_file([1, 12]))
     request = {"paths": [str(path)], "folder": str(tmp_path), "threads": 1, "warmup": 0}
     request |= {"min_runs": 20_000, "min_seconds": 0, "turn_ms": 50}
-    _child.run("_measure", request, time_limit=60, on_message=messages.append)
+    child.run("measurement.latency_task", request, time_limit=60, on_message=messages.append)
     assert len(np.load(tmp_path / "0.npy")) >= 20_000
     assert len(json.dumps(messages)) < 20_000
 

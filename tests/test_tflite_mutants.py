@@ -14,9 +14,9 @@ from tflite_net import small_net
 from tflite_plain import plain_net
 
 from kapps import InputError
-from kapps.tflite import _child, compare_layers, measure
-from kapps.tflite.benchmarking import table
+from kapps.tflite import child, compare_layers, measure
 from kapps.tflite.inspection import Inspection, inspect, inspect_each
+from kapps.tflite.measurement.benchmark import table
 
 _TIME_LIMIT = 8.0  # seconds a file; a sound one takes 0.01
 
@@ -62,14 +62,14 @@ def _compare(files, folder):
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype="uint8")
     np.savez(folder / "images.npz", images=image)
     requests = [{"file": str(path), "folder": str(folder)} for path in files]
-    return _child.run_each("_tensors", requests, time_limit=_TIME_LIMIT)
+    return child.run_each("comparison_task", requests, time_limit=_TIME_LIMIT)
 
 
 def _benchmark(files, folder):
     """The part of the measurement that opens the file."""
     once = {"threads": 1, "warmup": 0, "min_runs": 1, "min_seconds": 0, "turn_ms": 1}
     requests = [{"paths": [str(path)], "folder": str(folder), **once} for path in files]
-    return _child.run_each("_measure", requests, time_limit=_TIME_LIMIT)
+    return child.run_each("measurement.latency_task", requests, time_limit=_TIME_LIMIT)
 
 
 _TASKS = [_inspect, _compare, _benchmark]

@@ -21,16 +21,16 @@ from hostile_names import HOSTILE
 
 from kapps import InputError
 from kapps.tflite import convert
-from kapps.tflite.devices import benchmark_tool
-from kapps.tflite.devices.board import (
+from kapps.tflite.measurement import benchmark_tool
+from kapps.tflite.measurement.board import (
     board_state,
     has_tool,
     measure_board,
     remote_folder,
     state_words,
 )
-from kapps.tflite.devices.ssh import Ssh, _split
-from kapps.tflite.latency import StopRule
+from kapps.tflite.measurement.latency import StopRule
+from kapps.tflite.measurement.ssh import Ssh, _split
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_the_time_limit_ends_the_command_on_the_board(board, ssh):
 
 
 def test_too_much_output(steady, monkeypatch):
-    monkeypatch.setattr("kapps.tflite.devices.ssh._MAX_OUTPUT", 1 << 20)
+    monkeypatch.setattr("kapps.tflite.measurement.ssh._MAX_OUTPUT", 1 << 20)
     with pytest.raises(InputError, match=r"ssh:board: yes said more than 1 MiB"):
         steady.run(["yes"], time_limit=60)
 

@@ -13,7 +13,7 @@ import kapps
 from kapps import InputError, _custom_layers, _layers
 from kapps.tflite.comparison import LIMITS, compare_layers
 from kapps.tflite.interpreter import operations
-from kapps.tflite.tf_keras_rebuild import copy_weights, prepared, rebuild
+from kapps.tflite.tuning.tf_keras_copy import copy_weights, prepared, rebuild
 
 pytest_plugins = ["tflite_fixtures"]
 

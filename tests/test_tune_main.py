@@ -127,16 +127,16 @@ def test_a_run_whose_images_lie_elsewhere_here(run, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(tuning_run.data, "load", lambda *args: asked.append(args) or load(*args))
     flags = shlex.join([f"--init_from={moved}", f"--workdir={tmp_path}/tuned"])
     flags += " --quantize_aware --batch_size=1000000"
-    answer = run_here("tflite.tune_main", flags, capsys)
+    answer = run_here("tflite.programs.tune", flags, capsys)
     assert "there is no folder /gone" in answer.stderr
     flags += " --dataset=synthetic --data_dir=/here"
-    answer = run_here("tflite.tune_main", flags, capsys)
+    answer = run_here("tflite.programs.tune", flags, capsys)
     assert "training images of synthetic; choose a smaller --batch_size" in answer.stderr
     assert asked == [("folder:/gone", "/gone"), ("synthetic", "/here")]
 
 
 def test_help_and_flags():
-    command = [sys.executable, "-m", "kapps.tflite.tune_main"]
+    command = [sys.executable, "-m", "kapps.tflite.programs.tune"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "usage: kapps-tune" in shown.stdout and "--quantize_aware" in shown.stdout
     missing = subprocess.run(command, capture_output=True, text=True, check=False)

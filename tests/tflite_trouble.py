@@ -1,4 +1,4 @@
-"""A server of `kapps.tflite._child` whose task makes the trouble that it is asked for."""
+"""A server of `kapps.tflite.child` whose task makes the trouble that it is asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from kapps import InputError
-from kapps.tflite import _child
+from kapps.tflite import child
 
 
 def work(request: dict[str, Any], emit: Any) -> Any:
@@ -67,7 +67,7 @@ def work(request: dict[str, Any], emit: Any) -> Any:
         case "silence":
             os._exit(0)
         case "memory":
-            return len(bytes(_child.MEMORY_LIMIT))
+            return len(bytes(child.MEMORY_LIMIT))
         case "core":
             return resource.getrlimit(resource.RLIMIT_CORE)[0]
         case "exit":
@@ -92,4 +92,4 @@ def work(request: dict[str, Any], emit: Any) -> Any:
 
 if __name__ == "__main__":
     sys.modules["kapps.tflite.trouble"] = sys.modules["__main__"]
-    _child._serve("trouble")
+    child._serve("trouble")

@@ -11,12 +11,12 @@ from kapps._lazy import lazy_names
 
 if TYPE_CHECKING:
     from kapps.tflite.accuracy import Accuracy, evaluate_file, read_accuracy, write_accuracy
-    from kapps.tflite.benchmarking import benchmark, read_results, write_results
     from kapps.tflite.comparison import Comparison, LayerError, compare_layers
     from kapps.tflite.conversion import QUANTIZATIONS, Conversion, convert
     from kapps.tflite.inspection import Inspection, float_operations, inspect, inspect_each
     from kapps.tflite.interpreter import Runner
-    from kapps.tflite.latency import STOP_RULES, Latency, StopRule, measure
+    from kapps.tflite.measurement.benchmark import benchmark, read_results, write_results
+    from kapps.tflite.measurement.latency import STOP_RULES, Latency, StopRule, measure
     from kapps.tflite.metadata import Metadata, read_metadata, weights_sha256
     from kapps.tflite.overview import Overview, read_overview, write_overview
     from kapps.tflite.passes import PASSES, Pass, rgb_input, run_passes
@@ -80,12 +80,12 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "accuracy": ("Accuracy", "evaluate_file", "read_accuracy", "write_accuracy"),
-        "benchmarking": ("benchmark", "read_results", "write_results"),
+        "measurement.benchmark": ("benchmark", "read_results", "write_results"),
         "comparison": ("Comparison", "LayerError", "compare_layers"),
         "conversion": ("QUANTIZATIONS", "Conversion", "convert"),
         "inspection": ("Inspection", "float_operations", "inspect", "inspect_each"),
         "interpreter": ("Runner",),
-        "latency": ("STOP_RULES", "Latency", "StopRule", "measure"),
+        "measurement.latency": ("STOP_RULES", "Latency", "StopRule", "measure"),
         "metadata": ("Metadata", "read_metadata", "weights_sha256"),
         "overview": ("Overview", "read_overview", "write_overview"),
         "passes": ("PASSES", "Pass", "rgb_input", "run_passes"),

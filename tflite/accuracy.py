@@ -20,8 +20,8 @@ import numpy as np
 
 from kapps._errors import InputError
 from kapps._files import atomic_write
-from kapps.tflite import _child
-from kapps.tflite._child import one_line
+from kapps.tflite import child
+from kapps.tflite.child import one_line
 
 FORMAT = "kapps_accuracy"
 """The field that marks a file of results, and holds its version."""
@@ -90,7 +90,7 @@ def describe(path: str | os.PathLike[str], *, time_limit: float = 60.0) -> Descr
     """
     path = _existing(path)
     request = {"path": str(path.resolve()), "threads": 1}
-    found = _child.run("_predict", request, time_limit=time_limit)
+    found = child.run("accuracy_task", request, time_limit=time_limit)
     shape = found["input_shape"]
     if shape[0] != 1 or shape[3] != 3:
         raise InputError(f"{path} takes {shape}: expected one color image, [1, height, width, 3]")
@@ -159,8 +159,8 @@ def evaluate_file(
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "images.npy"
             np.save(file, images, allow_pickle=False)
-            found = _child.run(
-                "_predict",
+            found = child.run(
+                "accuracy_task",
                 {"path": str(path.resolve()), "images": str(file), "threads": threads},
                 time_limit=30 + seconds_per_image * len(images),
                 on_message=functools.partial(_tell, progress, total),

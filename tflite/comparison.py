@@ -23,9 +23,9 @@ import numpy as np
 from keras import layers
 
 from kapps._errors import InputError
-from kapps.tflite import _child
+from kapps.tflite import child
 from kapps.tflite.passes import run_passes
-from kapps.tflite.rebuild import rebuild
+from kapps.tflite.passes.graph import rebuild
 
 # The largest own error of a layer that is still sound. Beside it the worst that was seen with sound
 # files: MobileNetV2, MobileNetV3Large, ShuffleNet, ShuffleNetV2_x0_5 and EfficientNetB0 at 64 px,
@@ -179,8 +179,8 @@ def compare_layers(
     with tempfile.TemporaryDirectory(prefix="kapps-") as name:
         folder = Path(name)
         np.savez(folder / "images.npz", images=images)
-        answer = _child.run(
-            "_tensors", {"file": os.fspath(path), "folder": name}, time_limit=time_limit
+        answer = child.run(
+            "comparison_task", {"file": os.fspath(path), "folder": name}, time_limit=time_limit
         )
         quantization = answer["quantization"]
         stands_for: StandsFor = {}
@@ -216,13 +216,13 @@ def compare_layers(
 def _as_tuned(model: keras.Model) -> tuple[keras.Model, StandsFor]:
     """The graph of which quantization-aware training made its own, and what that has of it."""
     try:
-        from kapps.tflite import quantized_graph, tf_keras_rebuild
+        from kapps.tflite.tuning import quantized_graph, tf_keras_copy
     except ImportError as error:
         raise InputError(
             "the file is of a quantization-aware model; to compare it install kapps[tflite]"
         ) from error
-    prepared = tf_keras_rebuild.prepared(model)
-    return prepared, quantized_graph.stands_for(tf_keras_rebuild.rebuild(prepared))
+    prepared = tf_keras_copy.prepared(model)
+    return prepared, quantized_graph.stands_for(tf_keras_copy.rebuild(prepared))
 
 
 def _described(error: LayerError) -> str:

@@ -25,13 +25,13 @@ import kapps
 from kapps import _hub
 from kapps._errors import InputError, unknown
 from kapps._files import atomic_write, sha256
-from kapps.tflite._images import check_images, check_pixels
 from kapps.tflite.comparison import layers_in
+from kapps.tflite.images import check_images, check_pixels
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.interpreter import operations as _operations
 from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, with_metadata
 from kapps.tflite.passes import remove_auxiliary_heads, run_passes
-from kapps.tflite.rebuild import rebuild
+from kapps.tflite.passes.graph import rebuild
 from kapps.tflite.verification import Verification, verify
 
 Quantization = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
@@ -188,8 +188,8 @@ def _is_tuned(model: Any) -> bool:
 
 def _convert_tuned(model: Any, quantization: Quantization, io: IO) -> bytes:
     """The content of the file of a tuned model, without metadata."""
-    from kapps.tflite.quantized_graph import is_quantized
     from kapps.tflite.tuning import tflite_bytes
+    from kapps.tflite.tuning.quantized_graph import is_quantized
 
     if not is_quantized(model):
         raise InputError(
@@ -247,7 +247,7 @@ def _convert(
     import tensorflow as tf
     from tensorflow.lite.python.convert_phase import ConverterError
 
-    from kapps.tflite._converter import converted, make_converter
+    from kapps.tflite.converter import converted, make_converter
 
     model = run_passes(model, quantization=quantization)
     if quantization == "int16x8":

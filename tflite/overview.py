@@ -17,8 +17,8 @@ from typing import Any
 from kapps._errors import InputError
 from kapps._files import atomic_write
 from kapps.tflite import _page, accuracy
-from kapps.tflite.benchmarking import FORMAT as BENCHMARK_FORMAT
-from kapps.tflite.benchmarking import MAX_BYTES, parse_results
+from kapps.tflite.measurement.benchmark import FORMAT as BENCHMARK_FORMAT
+from kapps.tflite.measurement.benchmark import MAX_BYTES, parse_results
 
 _MISSING = "\N{EN DASH}"
 _FLOAT, _PTQ, _QAT = "float32", "int8", "int8-qat"

@@ -16,7 +16,7 @@ from kapps._errors import InputError
 from kapps._files import atomic_write
 from kapps.tflite import _page
 from kapps.tflite._page import markdown_table
-from kapps.tflite.latency import Latency
+from kapps.tflite.measurement.latency import Latency
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from kapps.tflite.passes.folding import (
     relu6_gates,
     relu6_hard_swish,
 )
+from kapps.tflite.passes.graph import rebuild as rebuild  # of this module's name too
 from kapps.tflite.passes.pooling import pad_in_max_pooling
 from kapps.tflite.passes.shuffle import remove_channel_shuffle
 from kapps.tflite.passes.split import split_sliced_convolutions
 from kapps.tflite.passes.stem import pair_pixels
-from kapps.tflite.rebuild import rebuild as rebuild  # of this module's name too
 
 # Layers that Keras documents as active in training only.
 _TRAINING_ONLY = (

@@ -17,7 +17,7 @@ import numpy as np
 from keras import layers, ops
 
 from kapps._custom_layers import ChannelShuffle, ChannelSlice, ImageNormalization, _SameShape
-from kapps.tflite.rebuild import Call, Graph, copy_layer, edited, identity, replace
+from kapps.tflite.passes.graph import Call, Graph, copy_layer, edited, identity, replace
 
 _LINEAR = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 

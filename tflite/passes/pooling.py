@@ -9,7 +9,7 @@ import keras
 from keras import layers
 
 from kapps.tflite.passes.folding import is_linear
-from kapps.tflite.rebuild import Call, Graph, copy_layer, identity, replace
+from kapps.tflite.passes.graph import Call, Graph, copy_layer, identity, replace
 
 _NOT_NEGATIVE = (keras.activations.relu, keras.activations.relu6)
 

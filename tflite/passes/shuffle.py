@@ -19,7 +19,7 @@ from keras import layers
 
 from kapps._custom_layers import ChannelShuffle, ChannelSlice
 from kapps.tflite.passes.folding import is_channelwise, is_linear
-from kapps.tflite.rebuild import Call, Graph, edited, replace
+from kapps.tflite.passes.graph import Call, Graph, edited, replace
 
 _Orders = list[tuple[keras.Operation, str]]
 """Layers whose weights are permuted, and on which side: "in", "out", or "both" at once."""

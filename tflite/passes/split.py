@@ -11,7 +11,7 @@ from keras import layers
 
 from kapps._custom_layers import ChannelSlice
 from kapps.tflite.passes.folding import is_channelwise, is_linear
-from kapps.tflite.rebuild import Call, Graph, edited, identity, replace
+from kapps.tflite.passes.graph import Call, Graph, edited, identity, replace
 
 _TILE = 16  # output channels that XNNPACK's float kernels compute at once, on x86; on ARM 8
 

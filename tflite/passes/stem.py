@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from kapps.tflite.passes.folding import is_linear
-from kapps.tflite.rebuild import Call, Graph, copy_layer, identity, replace
+from kapps.tflite.passes.graph import Call, Graph, copy_layer, identity, replace
 
 _LANES = 8  # channels that XNNPACK's 8-bit convolutions read at once, filled up with zeros
 

@@ -27,8 +27,8 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper im
 )
 
 from kapps._errors import InputError, check_whole
-from kapps.tflite import quantized_graph, tf_keras_rebuild
-from kapps.tflite._converter import converted, make_converter
+from kapps.tflite.converter import converted, make_converter
+from kapps.tflite.tuning import quantized_graph, tf_keras_copy
 
 IO = Literal["uint8", "int8", "float32"]
 
@@ -145,7 +145,7 @@ def restore(tuned: tf_keras.Model, model: keras.Model) -> keras.Model:
     else:
         plain = strip(tuned)
         values = {layer.name: layer.get_weights() for layer in plain.layers if layer.weights}
-    return tf_keras_rebuild.copy_weights(values, model)
+    return tf_keras_copy.copy_weights(values, model)
 
 
 def restored(tuned: tf_keras.Model) -> keras.Model | None:
@@ -204,7 +204,7 @@ def _float(model: keras.Model | tf_keras.Model) -> tf_keras.Model:
     if isinstance(model, tf_keras.Model):
         return strip(model)
     if isinstance(model, keras.Model):
-        return tf_keras_rebuild.rebuild(model)
+        return tf_keras_copy.rebuild(model)
     raise InputError(f"expected a Keras model, got {type(model).__name__}")
 
 

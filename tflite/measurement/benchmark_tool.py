@@ -20,9 +20,9 @@ from pathlib import Path
 
 import kapps
 from kapps._errors import InputError
-from kapps.tflite._child import check_time_limit, one_line
-from kapps.tflite.devices.transport import Completed, Transport
-from kapps.tflite.latency import Latency, StopRule, existing, identity, now
+from kapps.tflite.child import check_time_limit, one_line
+from kapps.tflite.measurement.latency import Latency, StopRule, existing, identity, now
+from kapps.tflite.measurement.transport import Completed, Transport
 
 LAUNCHES = 5
 

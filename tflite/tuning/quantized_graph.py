@@ -31,8 +31,8 @@ from tensorflow_model_optimization.quantization.keras import (
 from tensorflow_model_optimization.quantization.keras.quantizers import Quantizer
 
 from kapps._errors import InputError
-from kapps.tflite import tf_keras_rebuild as rebuilt
-from kapps.tflite.tf_keras_rebuild import Node
+from kapps.tflite.tuning import tf_keras_copy
+from kapps.tflite.tuning.tf_keras_copy import Node
 
 _L = tf_keras.layers
 KERNELS = {_L.Conv2D: "kernel", _L.DepthwiseConv2D: "depthwise_kernel", _L.Dense: "kernel"}
@@ -46,9 +46,9 @@ _SAME_RANGE = (
     _L.GlobalMaxPooling2D,
     _L.Reshape,
     _L.ZeroPadding2D,
-    rebuilt.ChannelPad,
-    rebuilt.ChannelShuffle,
-    rebuilt.ChannelSlice,
+    tf_keras_copy.ChannelPad,
+    tf_keras_copy.ChannelShuffle,
+    tf_keras_copy.ChannelSlice,
 )
 
 # Those of them behind which the converter needs no reminder of it. Where one of the others has two
@@ -57,9 +57,9 @@ _MOVES = (
     _L.Flatten,
     _L.Reshape,
     _L.ZeroPadding2D,
-    rebuilt.ChannelPad,
-    rebuilt.ChannelShuffle,
-    rebuilt.ChannelSlice,
+    tf_keras_copy.ChannelPad,
+    tf_keras_copy.ChannelShuffle,
+    tf_keras_copy.ChannelSlice,
 )
 
 _EMA = 0.99  # what a moving range keeps at each step; fine-tuning has some hundred steps
@@ -257,7 +257,7 @@ class _Affine(tf_keras.layers.Layer):
         if self.shift:
             x = x + self.shift
         if self.act:
-            x = rebuilt.ACTIVATIONS[self.act](x)
+            x = tf_keras_copy.ACTIVATIONS[self.act](x)
         return x if np.all(self.scale == 1) else x * self.scale
 
 
@@ -328,8 +328,8 @@ def weights_of(model: tf_keras.Model) -> dict[str, list[np.ndarray]]:
 class _Builder:
     def __init__(self, model: tf_keras.Model) -> None:
         self.model = model
-        self.output = rebuilt.output_of(model)
-        self.nodes, self.activated = _activate_before_concat(list(rebuilt.nodes(model)))
+        self.output = tf_keras_copy.output_of(model)
+        self.nodes, self.activated = _activate_before_concat(list(tf_keras_copy.nodes(model)))
         self.consumers: dict[str, list[Node]] = defaultdict(list)
         for node in self.nodes:
             for name in node.inputs:
@@ -356,9 +356,9 @@ class _Builder:
         kind = type(layer)
         if kind in KERNELS:
             return self._weighted(node)
-        if kind is rebuilt.ImageNormalization:
+        if kind is tf_keras_copy.ImageNormalization:
             return self._normalization(node)
-        if kind is rebuilt.Activation:
+        if kind is tf_keras_copy.Activation:
             return self._activation(node)
         if kind is _L.BatchNormalization:
             return self._batch_norm(node)
@@ -379,8 +379,8 @@ class _Builder:
             return self._quantize(node, _Value(result, values[0].scale, positive))
         if kind in (_L.GlobalAveragePooling2D, *_SAME_RANGE):
             value = self.values[node.inputs[0]]
-            moved = (_L.Flatten, _L.Reshape, rebuilt.ChannelPad, rebuilt.ChannelShuffle)
-            if np.ndim(value.scale) and kind in (*moved, rebuilt.ChannelSlice):
+            moved = (_L.Flatten, _L.Reshape, tf_keras_copy.ChannelPad, tf_keras_copy.ChannelShuffle)
+            if np.ndim(value.scale) and kind in (*moved, tf_keras_copy.ChannelSlice):
                 value = self._materialize(node.inputs[0], layer.name)
             return self._quantize(node, replace(value, tensor=layer(value.tensor)))
         raise InputError(f"layer {layer.name!r} ({kind.__name__}) has no int8 form for training")
@@ -484,7 +484,7 @@ class _Builder:
         layer = followers[0].layer
         if isinstance(layer, _L.BatchNormalization):
             return type(node.layer) in KERNELS
-        if not isinstance(layer, rebuilt.Activation):
+        if not isinstance(layer, tf_keras_copy.Activation):
             return False
         weighted = type(node.layer) in (*KERNELS, _L.BatchNormalization)
         if layer.kind == "relu":
@@ -519,7 +519,7 @@ def _activate_before_concat(nodes: list[Node]) -> tuple[list[Node], dict[str, st
             relu = following[0]
             inputs = []
             for i, name in enumerate(node.inputs):
-                each = rebuilt.Activation("relu", name=f"{relu.layer.name}_{i}")
+                each = tf_keras_copy.Activation("relu", name=f"{relu.layer.name}_{i}")
                 result.append(Node(each, (name,), f"{name}/{relu.layer.name}"))
                 inputs.append(result[-1].output)
             renamed[relu.output] = node.output

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from kapps._errors import InputError, printable
-from kapps.tflite._child import MOST_SECONDS
+from kapps.tflite.child import MOST_SECONDS
 from kapps.tools import cli
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def main(argv: list[str]) -> int | None:
     """Compares and prints a table for each file."""
     cli.check_output(_JSON)
     from kapps._files import atomic_write
-    from kapps.tflite import _source
     from kapps.tflite.comparison import compare_layers
+    from kapps.tflite.programs import source as sources
 
-    source = _source.load_model(
+    source = sources.load_model(
         _WORKDIR.value,
         _MODEL.value,
         _WEIGHTS.value,
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int | None:
     dataset = _DATASET.value or source.dataset
     if dataset is None:
         raise InputError("give real images to compare on: --dataset=NAME or --dataset=folder:PATH")
-    images = _source.load_images(dataset, "validation", _IMAGES.value, source, _DATA_DIR.value)
+    images = sources.load_images(dataset, "validation", _IMAGES.value, source, _DATA_DIR.value)
     results = {}
     for file in argv[1:]:
         shown = printable(file)

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kapps._errors import InputError
-from kapps.tflite._child import one_line
-from kapps.tflite.devices import benchmark_tool
-from kapps.tflite.devices.benchmark_tool import Settings
-from kapps.tflite.devices.transport import Completed, quoted
-from kapps.tflite.latency import Latency
+from kapps.tflite.child import one_line
+from kapps.tflite.measurement import benchmark_tool
+from kapps.tflite.measurement.benchmark_tool import Settings
+from kapps.tflite.measurement.latency import Latency
+from kapps.tflite.measurement.transport import Completed, quoted
 
 _ROOT = "/data/local/tmp"  # the one folder from which adb's user may run programs
 _TOOL = "benchmark_model"
@@ -57,7 +57,7 @@ _COOL_STEP = 5.0
 
 
 class Adb:
-    """A phone, as a `kapps.tflite.devices.transport.Transport`.
+    """A phone, as a `kapps.tflite.measurement.transport.Transport`.
 
     Attributes:
         name: "adb:SERIAL".

@@ -1,4 +1,4 @@
-"""The task that `kapps.tflite.accuracy` runs in a child process (`kapps.tflite._child`)."""
+"""The task that `kapps.tflite.accuracy` runs in a child process (`kapps.tflite.child`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task that measures, in a child process (`kapps.tflite._child`), the memory of one file."""
+"""The task that measures, in a child process (`kapps.tflite.child`), the memory of one file."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kapps._errors import InputError
-from kapps.tflite import _child
-from kapps.tflite._versions import newest
+from kapps.tflite import child
+from kapps.tflite.inspection.versions import newest
 
 _FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 _TIME_LIMIT = 60.0  # seconds a file; EfficientNetB7 takes 1
@@ -208,7 +208,7 @@ class Inspection:
         return tuple(op for op in graph.operations if _computes_in_float(op, graph))
 
     def __str__(self) -> str:
-        from kapps.tflite._inspection_text import text
+        from kapps.tflite.inspection.text import text
 
         return text(self)
 
@@ -256,7 +256,7 @@ def inspect_each(
 ) -> list[Inspection | InputError]:
     """What `inspect` returns or raises for each file, in milliseconds a file."""
     requests = [{"path": os.fspath(path)} for path in paths]
-    answers = _child.run_each("_inspect", requests, time_limit=time_limit)
+    answers = child.run_each("inspection.task", requests, time_limit=time_limit)
     return [answer if isinstance(answer, InputError) else _inspection(answer) for answer in answers]
 
 

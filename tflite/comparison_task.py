@@ -1,4 +1,4 @@
-"""The inner tensors of a .tflite file as it runs on images; a task of `_child`.
+"""The inner tensors of a .tflite file as it runs on images; a task of `child`.
 
 The file may come from elsewhere, so this runs in a child process: images and tensors pass as .npz
 files in a folder that the parent made, everything else as JSON.

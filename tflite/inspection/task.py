@@ -1,4 +1,4 @@
-"""The task that `kapps.tflite.inspection` runs in a child process (`kapps.tflite._child`)."""
+"""The task that `kapps.tflite.inspection` runs in a child process (`kapps.tflite.child`)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kapps._errors import InputError
-from kapps.tflite._child import one_line
-from kapps.tflite._reasons import reason
-from kapps.tflite._versions import oldest_runtime
+from kapps.tflite.child import one_line
+from kapps.tflite.inspection.reasons import reason
+from kapps.tflite.inspection.versions import oldest_runtime
 from kapps.tflite.interpreter import load_interpreter, operations
 from kapps.tflite.metadata import read_metadata
 

@@ -18,8 +18,8 @@ import tf_keras
 from kapps import _custom_layers
 from kapps._errors import InputError
 from kapps.tflite.passes import remove_training_layers
+from kapps.tflite.passes.graph import rebuild as copied
 from kapps.tflite.passes.shuffle import as_before_removal, remove_channel_shuffle
-from kapps.tflite.rebuild import rebuild as copied
 
 
 class ImageNormalization(tf_keras.layers.Layer):

@@ -12,11 +12,10 @@ from typing import Any
 
 from kapps._errors import InputError
 from kapps._files import atomic_write
-from kapps.tflite import latency
-from kapps.tflite._child import one_line
-from kapps.tflite.devices import benchmark_tool
-from kapps.tflite.devices.benchmark_tool import ACCELERATORS, LAUNCHES, Settings
-from kapps.tflite.latency import STOP_RULES, Latency
+from kapps.tflite.child import one_line
+from kapps.tflite.measurement import benchmark_tool, latency
+from kapps.tflite.measurement.benchmark_tool import ACCELERATORS, LAUNCHES, Settings
+from kapps.tflite.measurement.latency import STOP_RULES, Latency
 
 FORMAT = "kapps_benchmark"  # the key that holds the version
 _VERSION = 1
@@ -80,7 +79,7 @@ def benchmark(
             progress=progress,
         )
     if device == "adb" or (kind == "adb" and address):
-        from kapps.tflite.devices import adb
+        from kapps.tflite.measurement import adb
 
         return adb.measure(paths, settings, serial=address or None, binary=binary)
     if kind == "ssh" and address:
@@ -95,7 +94,7 @@ def _over_ssh(
     binary: str | os.PathLike[str] | None,
 ) -> list[Latency]:
     """By `benchmark_model`, if it is given or there; by the board's Python, if not."""
-    from kapps.tflite.devices import board, ssh
+    from kapps.tflite.measurement import board, ssh
 
     identities = [latency.identity(Path(path)) for path in paths]  # before they are measured
     with ssh.Ssh(host) as connection:

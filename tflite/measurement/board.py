@@ -1,7 +1,7 @@
 """How long one image takes on a Linux board that has ai-edge-litert.
 
 A small script goes there and runs; what it sends back is not trusted. Boards that have the tool
-`benchmark_model` are measured with it: see `kapps.tflite.devices.benchmark_tool`.
+`benchmark_model` are measured with it: see `kapps.tflite.measurement.benchmark_tool`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError
-from kapps.tflite._child import check_time_limit
-from kapps.tflite.devices.benchmark_tool import linux_device, pinning
-from kapps.tflite.devices.ssh import Ssh, last_line
-from kapps.tflite.latency import existing
+from kapps.tflite.child import check_time_limit
+from kapps.tflite.measurement.benchmark_tool import linux_device, pinning
+from kapps.tflite.measurement.latency import existing
+from kapps.tflite.measurement.ssh import Ssh, last_line
 
-_SCRIPT = Path(__file__).with_name("_remote_measure.py")
+_SCRIPT = Path(__file__).with_name("on_board.py")
 _PREFIX = "kapps-benchmark."
 _SHORT = 30.0  # seconds for a command that takes none
 _PROBE = """

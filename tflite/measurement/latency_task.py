@@ -1,4 +1,4 @@
-"""The task that `kapps.tflite.latency` runs in a child process (`kapps.tflite._child`).
+"""The task that `kapps.tflite.measurement.latency` runs in a child process (`kapps.tflite.child`).
 
 The time of each run goes into files, because there may be millions: "0.npy" in the request's
 `folder` holds those of the first file, float64 (runs,) in milliseconds, and so on.

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from kapps._errors import InputError
-from kapps.tflite._child import one_line
-from kapps.tflite.devices.transport import Completed, quoted
+from kapps.tflite.child import one_line
+from kapps.tflite.measurement.transport import Completed, quoted
 
 _CONNECT_SECONDS = 15
 _PUSH_SECONDS = 600

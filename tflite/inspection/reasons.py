@@ -59,7 +59,7 @@ def reason(
     Args:
         name: the operation, as the schema has it.
         custom: it is none of the schema's.
-        inputs: its tensors, as `kapps.tflite._inspect` describes them; None for one left out.
+        inputs: its tensors, as `inspection.task` describes them; None for one left out.
         outputs: the same.
         stride: of a STRIDED_SLICE, if it is constant.
     """

@@ -19,7 +19,7 @@ import numpy as np
 import kapps
 from kapps._errors import InputError
 from kapps._files import sha256
-from kapps.tflite import _child
+from kapps.tflite import child
 
 # Files take turns, so that all see the same drift of the machine; equally long ones, so that a slow
 # file does not take all the time.
@@ -191,8 +191,8 @@ def measure(
         "turn_ms": _TURN_MS,
     }
     with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
-        results = _child.run(
-            "_measure",
+        results = child.run(
+            "measurement.latency_task",
             {**request, "folder": folder},
             time_limit=time_limit,
             on_message=lambda message: progress(message["share"]) if "share" in message else None,
@@ -200,8 +200,8 @@ def measure(
         samples = [
             _samples(Path(folder, f"{number}.npy"), file) for number, file in enumerate(files)
         ]
-    memory = _child.run_each(
-        "_memory",
+    memory = child.run_each(
+        "measurement.memory_task",
         [{"path": path, "threads": threads} for path in resolved],
         time_limit=time_limit,
     )

@@ -1,4 +1,4 @@
-"""Measures .tflite files on a Linux board, where `kapps.tflite.devices.board` sends and runs it.
+"""Measures .tflite files on a Linux board, where `kapps.tflite.measurement.board` sends it.
 
 It needs nothing of kapps: the standard library, numpy and ai-edge-litert (or tflite-runtime), and
 Python 3.7. It prints lines of JSON: {"at": index of the file}, {"share": done, 0 to 1}, and at the
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable  # of Python 3.7 too
 from typing import Any
 
-# Turns as on the host (`kapps.tflite._measure`): equally long, after one run that does not count.
+# Turns as on the host (`latency_task`): equally long, after one run that does not count.
 _TURN_MS = 50.0
 _TELL_MS = 500.0
 

@@ -21,7 +21,7 @@ from types import FrameType
 
 from absl import flags
 
-from kapps.tflite._child import MOST_SECONDS
+from kapps.tflite.child import MOST_SECONDS
 from kapps.tools import cli
 
 _DEVICE = flags.DEFINE_string(
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     """Prints a table, and writes what --output asks for."""
     cli.check_output(_OUTPUT)
     from kapps._files import atomic_write
-    from kapps.tflite import benchmarking
+    from kapps.tflite.measurement import benchmark as benchmarking
     from kapps.tools.progress import progress_bar
 
     # So that a phone is left as it was, whoever ends this. Under nohup a hangup stays ignored.

@@ -69,13 +69,13 @@ def main(argv: list[str]) -> int | None:
     quantizations = list(dict.fromkeys(_QUANTIZATION.value))
     if not quantizations:
         raise InputError("--quantization is empty; --help lists those there are")
-    from kapps.tflite import _source
     from kapps.tflite.conversion import check_quantization, convert
+    from kapps.tflite.programs import source as sources
     from kapps.tools.progress import progress_bar
 
     for quantization in quantizations:  # before the images are read
         check_quantization(quantization, _IO.value)
-    source = _source.load_model(
+    source = sources.load_model(
         _WORKDIR.value,
         _MODEL.value,
         _WEIGHTS.value,
@@ -95,11 +95,11 @@ def main(argv: list[str]) -> int | None:
         calibration_images = None
     else:
         _say(f"reading up to {_CALIBRATION_IMAGES.value} images of {calibration} to calibrate on")
-        calibration_images = _source.load_images(
+        calibration_images = sources.load_images(
             calibration, "train", _CALIBRATION_IMAGES.value, source, data_dir
         )
     _say(f"reading up to {_VERIFICATION_IMAGES.value} images of {verification} for the check")
-    verification_images = _source.load_images(
+    verification_images = sources.load_images(
         verification, "validation", _VERIFICATION_IMAGES.value, source, data_dir
     )
     with progress_bar(len(quantizations), "file", "converting") as bar:

@@ -14,7 +14,7 @@ import sys
 
 from absl import flags
 
-from kapps.tflite._child import MOST_SECONDS
+from kapps.tflite.child import MOST_SECONDS
 from kapps.tools import cli
 
 _JSON = flags.DEFINE_boolean(

@@ -1,1 +1,0 @@
-"""What files are measured on besides this machine: phones over adb, Linux boards over ssh."""

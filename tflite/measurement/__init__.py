@@ -1,0 +1,1 @@
+"""Latency and memory: on this machine, on Android phones, on Linux boards."""

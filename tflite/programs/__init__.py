@@ -1,0 +1,1 @@
+"""The programs: flags, and a `main` that calls the library."""
