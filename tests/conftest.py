@@ -42,6 +42,23 @@ def _same_random_weights():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture
+def tiny(monkeypatch):
+    """The small networks of tiny.py, known to kapps for one test."""
+    import kapps
+
+    kapps.list_models()  # loads the families, which register themselves for good
+    from kapps import _model
+
+    known = dict(_model._BUILDERS)
+    monkeypatch.setattr(_model, "_BUILDERS", known)
+    import tiny as module
+
+    for builder in (module.TinyNet, module.TinyDropNet):
+        known[builder.__name__] = builder
+    return module
+
+
 @pytest.fixture(scope="session")
 def mediapipe_agrees(tmp_path_factory):
     """MediaPipe's ImageClassifier, held against our runner: (files, images) to {file: scores}.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,92 @@ def test_exif_rotation(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the camera was held upright
     turned.save(tmp_path / "upright.jpg", exif=exif)
     assert data.read_image(tmp_path / "upright.jpg").shape == (20, 10, 3)
+
+
+def photo(path: Path, exif: bytes) -> np.ndarray:
+    """A JPEG file, 20 high and 30 wide, its left half dark, with these entries of EXIF."""
+    half = np.zeros((20, 30, 3), np.uint8)
+    half[:, 15:] = 255
+    Image.fromarray(half).save(path, quality=100)
+    content = path.read_bytes()
+    segment = b"Exif\0\0" + exif
+    path.write_bytes(
+        content[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + content[2:]
+    )
+    return half
+
+
+def ifd(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF data, little-endian: (tag, type, count, value of 4 bytes) each."""
+    packed = [struct.pack("<HHL", *entry[:3]) + entry[3] for entry in entries]
+    return b"II*\0" + struct.pack("<LH", 8, len(entries)) + b"".join(packed) + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (0x11A, 7, 4, b"abcd"),  # XResolution of type UNDEFINED
+        (0x100, 2, 4, b"abc\0"),  # ImageWidth in letters
+        (0x100, 9, 1, struct.pack("<l", -5)),  # ImageWidth below 0
+    ],
+)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_whose_exif_cannot_be_written_again(
+    tmp_path: Path, wrong: tuple[int, int, int, bytes], orientation: int
+) -> None:
+    """Cameras and editors leave such. What each orientation means is EXIF 2.32, 4.6.4.A."""
+    turned = (0x112, 3, 1, struct.pack("<HH", orientation, 0))
+    half = photo(tmp_path / "photo.jpg", ifd(*sorted((turned, wrong))))
+    expected = {
+        1: half,
+        2: half[:, ::-1],
+        3: half[::-1, ::-1],
+        4: half[::-1],
+        5: half.transpose(1, 0, 2),
+        6: np.rot90(half, -1),
+        7: half[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(half),
+    }[orientation]
+    pixels = data.read_image(tmp_path / "photo.jpg")
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("exif", [b"no EXIF", ifd((0x112, 2, 4, b"abc\0")), ifd()[:9]])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_photo_whose_exif_says_nothing_is_not_turned(tmp_path: Path, exif: bytes) -> None:
+    half = photo(tmp_path / "photo.jpg", exif)
+    assert np.abs(data.read_image(tmp_path / "photo.jpg").astype(int) - half).max() <= 3
+
+
+def test_pixels_of_many_bits(tmp_path: Path) -> None:
+    """16-bit gray is scaled, floats are in 0..255 already; both are rounded and clipped."""
+    gray16 = np.array([[0, 128, 129, 257 * 99 + 128, 257 * 99 + 129, 65535]], np.uint16)
+    for suffix in ("png", "tif"):
+        Image.fromarray(gray16).save(tmp_path / f"gray.{suffix}")
+        pixels = data.read_image(tmp_path / f"gray.{suffix}")
+        assert pixels[0, :, 0].tolist() == [0, 0, 1, 99, 100, 255], suffix
+    floats = np.array([[-3.0, 0.4, 0.6, 99.4, 254.7, 1e9]], np.float32)
+    Image.fromarray(floats).save(tmp_path / "float.tif")
+    pixels = data.read_image(tmp_path / "float.tif")
+    assert (pixels == np.array([0, 0, 1, 99, 255, 255])[None, :, None]).all()
+    Image.fromarray(floats * np.inf).save(tmp_path / "nan.tif")
+    with pytest.raises(kapps.InputError, match=r"nan.tif: .*\(not all of its pixels are numbers\)"):
+        data.read_image(tmp_path / "nan.tif")
+
+
+def test_class_names_are_text(tmp_path: Path) -> None:
+    """As folders of a Windows archive are named, and by accident."""
+    folders = [b"caf\xe9", b"caf\xea", "th\u00e9".encode(), b"two\nlines"]
+    for name in folders:
+        image(tmp_path / os.fsdecode(name) / "1.png")
+    loaded = data.load(f"folder:{tmp_path}")
+    expected = {"caf\\xe9", "caf\\xea", "th\u00e9", "two\\nlines"}
+    assert set(loaded.class_names) == expected
+    assert "\n".join(loaded.class_names).encode().decode().count("\n") == 3
+    image(tmp_path / "caf\\xe9" / "1.png")
+    with pytest.raises(kapps.InputError, match=r"2 folders for the class 'caf\\\\xe9'; rename one"):
+        data.load(f"folder:{tmp_path}")
 
 
 def damage_missing(root: Path) -> str:

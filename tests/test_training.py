@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -17,7 +16,6 @@ import tensorflow as tf
 from tensorflow.core.util import event_pb2
 
 import kapps
-from kapps import _model
 from kapps.tools import data, training
 from kapps.tools.checkpoints import Checkpoints
 from kapps.tools.distribution import make_strategy
@@ -26,19 +24,6 @@ from kapps.tools.recipes import RECIPES, Recipe, get_recipe
 from kapps.tools.runs import TrainConfig, TrainResult, load_run
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
-    """The small networks of tiny.py, known to kapps for one test."""
-    kapps.list_models()  # loads the families, which register themselves for good
-    known = dict(_model._BUILDERS)
-    monkeypatch.setattr(_model, "_BUILDERS", known)
-    import tiny as module
-
-    for builder in (module.TinyNet, module.TinyDropNet):
-        known[builder.__name__] = builder
-    yield module
 
 
 def config(workdir: Path, recipe: Recipe, model: str = "TinyNet", **other) -> TrainConfig:

@@ -32,6 +32,7 @@ from kapps.tflite.conversion import convert
 from kapps.tflite.interpreter import Runner
 from kapps.tools import data, pipeline, runs, training
 from kapps.tools.checkpoints import Checkpoints
+from kapps.tools.json_files import write_json
 from kapps.tools.optimization import Schedule
 from kapps.tools.recipes import Recipe, get_recipe
 
@@ -165,7 +166,7 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
         )
     if "quantize_aware" in phases:
         tuning.quantize_aware(run.model)  # a layer that has no such form is named now, not later
-    runs.write_json(workdir / "config.json", settings)
+    write_json(workdir / "config.json", settings)
 
     def top1(model: Any) -> float:
         return training.evaluate(
@@ -194,7 +195,7 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
         file=file,
         history=tuple(history),
     )
-    runs.write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
+    write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
     return result
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import os
 import re
 import struct
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from kapps._errors import InputError, unknown
+from kapps._pixels import to_rgb
 
 FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM|GIF8[79]a|RIFF....WEBP", re.DOTALL)
-
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # controls, lone surrogates, ends of lines and of paragraphs
 
 Split = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Indices of the images for training, validation and test."""
@@ -194,10 +197,31 @@ class FileSource:
         return read_image(self.paths[index]), self.labels[index]
 
 
+# By the EXIF orientation: https://exiftool.org/TagNames/EXIF.html. Not by ImageOps.exif_transpose,
+# which also writes the EXIF anew, and fails where another program's is out of order.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> Any:
+    """As EXIF says, 1 to 8; or what else is there, or None."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow's reader of EXIF raises half a dozen kinds; the pixels are sound
+        return None
+
+
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """An image file as RGB uint8 (height, width, 3), turned as its EXIF data says.
 
-    16-bit gray is scaled to 8 bits, transparency is dropped, an animation gives its first frame.
+    An animation gives its first frame; for pixels of other kinds see `kapps._pixels.to_rgb`.
 
     Raises:
         InputError: the file cannot be read or decoded, or has more than 89 million pixels (Pillow's
@@ -208,13 +232,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                 raise ValueError(f"{image.width}x{image.height} pixels are too many")
             image.load()
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I"):
-                gray = np.clip(np.asarray(turned) / 257, 0, 255).round().astype(np.uint8)
-                return np.repeat(gray[..., None], 3, axis=-1)
-            if "transparency" in turned.info:
-                turned = turned.convert("RGBA")
-            return np.asarray(turned.convert("RGB"))
+            turn = _TURNS.get(_orientation(image))
+            return np.asarray(to_rgb(image if turn is None else image.transpose(turn)))
     except Exception as error:  # Pillow's decoders raise half a dozen kinds
         reason = str(error).replace(os.fspath(path), "").strip(" :'\"") or type(error).__name__
         raise InputError(
@@ -311,14 +330,34 @@ def _class_names(folder: Path) -> tuple[str, ...]:
             )
     if len(children) < 2:
         raise InputError(f"{folder} has a single class, {children[0].name!r}; two are the least")
-    return tuple(child.name for child in children)
+    names = tuple(label(child.name) for child in children)
+    for name, count in collections.Counter(names).items():
+        if count > 1:
+            raise InputError(f"{folder} has {count} folders for the class {name!r}; rename one")
+    return names
+
+
+def label(name: str) -> str:
+    r"""The name of a folder as that of a class: one line of valid text.
+
+    Bytes that are no UTF-8 (of an archive from another system) and control characters are written
+    as Python escapes them, caf\xe9, so that different folders have different names. All else stays.
+    """
+
+    def escaped(c: str) -> str:
+        if "\udc80" <= c <= "\udcff":  # how Python keeps a byte: PEP 383
+            return f"\\x{ord(c) - 0xDC00:02x}"
+        return c.encode("unicode_escape").decode() if unicodedata.category(c) in _NO_TEXT else c
+
+    return "".join(map(escaped, name))
 
 
 def _files(folder: Path, class_names: tuple[str, ...]) -> FileSource:
     paths: list[str] = []
     labels: list[int] = []
     for class_folder in _children(folder):
-        if class_folder.name not in class_names:
+        name = label(class_folder.name)
+        if name not in class_names:
             raise InputError(f"{class_folder} is none of the classes: {', '.join(class_names[:8])}")
         files = _children(class_folder) if class_folder.is_dir() else []
         if not files:
@@ -326,7 +365,7 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> FileSource:
         for file in files:
             _check_header(file)
         paths.extend(os.fspath(file) for file in files)
-        labels.extend([class_names.index(class_folder.name)] * len(files))
+        labels.extend([class_names.index(name)] * len(files))
     if not paths:
         raise InputError(f"{folder} is empty; it needs one sub-folder of images for each class")
     return FileSource(tuple(paths), tuple(labels))

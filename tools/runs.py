@@ -1,6 +1,7 @@
 """What a training run is, and what it leaves in its folder.
 
-config.json           what the run was started with
+config.json           what the run was started with; a setting that is missing there is newer than
+                      the file, and has its default
 checkpoints/          the last three epochs: kapps.tools.checkpoints
 tensorboard/          scalars by epoch
 weights.safetensors   the weights after the last epoch
@@ -16,15 +17,23 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
 import kapps
 from kapps._errors import InputError
-from kapps._files import atomic_write
 from kapps.tools import data
+from kapps.tools.json_files import read_json
 from kapps.tools.recipes import Recipe, get_recipe
+
+FORMAT = 1
+"""Of config.json, whose first files do not name it. It goes up when an earlier kapps would take a
+file for another run than it is; a further setting that has a default is no reason."""
+
+_DAMAGED = "delete it, or choose another --workdir"
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +115,7 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
         InputError: there is no finished run in the folder.
     """
     folder = Path(workdir)
-    settings = _read_json(folder / "config.json")
+    settings = read_settings(folder)
     weights = folder / "weights.safetensors"
     if settings is None or not weights.is_file():
         raise InputError(
@@ -150,6 +159,7 @@ def settings_of(config: TrainConfig, recipe: Recipe, dataset: data.Dataset) -> d
     for text in ("source", "command", "expected"):
         del settings[text]
     return {
+        "format": FORMAT,
         "model": config.model,
         "dataset": config.dataset,
         "data_dir": config.data_dir,
@@ -161,19 +171,56 @@ def settings_of(config: TrainConfig, recipe: Recipe, dataset: data.Dataset) -> d
     }
 
 
-def check_same_run(workdir: Path, settings: dict[str, Any]) -> None:
+def read_settings(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What the run in a folder was started with, or None if there is none.
+
+    Raises:
+        InputError: config.json is damaged, or a newer kapps wrote it.
+    """
+    path = Path(workdir) / "config.json"
+    settings = read_json(path, _DAMAGED)
+    if settings is None:
+        return None
+    written = settings.setdefault("format", 1)
+    if not isinstance(written, int) or written > FORMAT:
+        raise InputError(
+            f"{path} is of format {written!r}, and this kapps knows {FORMAT}: a newer one wrote "
+            "it; pip install --upgrade kapps"
+        )
+    names = settings.get("class_names")
+    if isinstance(names, list):  # the first versions kept what a folder's name had of bytes
+        settings["class_names"] = [data.label(str(name)) for name in names]
+    return settings
+
+
+def check_same_run(
+    workdir: Path, settings: dict[str, Any], kinds: tuple[type, ...] = (TrainConfig, Recipe)
+) -> None:
     """Refuses to mix two runs in one folder.
+
+    Args:
+        workdir: the folder.
+        settings: those of this run.
+        kinds: the dataclasses that the settings are fields of: a setting that the earlier run does
+            not name was not there yet, and has its field's default.
 
     Raises:
         InputError: an earlier run there was started with other settings; they are named.
     """
-    earlier = _read_json(workdir / "config.json")
+    earlier = read_settings(workdir)
     if earlier is None:
         return
+    was = {**_defaults(kinds), **earlier}
+    now = json.loads(json.dumps(settings))  # as from a file: tuples are lists
     differing = [
-        f"{name} was {earlier.get(name)!r} and is {value!r}"
-        for name, value in settings.items()
-        if name != "data_dir" and earlier.get(name) != value
+        f"{name} was {was.get(name)!r} and is {value!r}"
+        for name, value in now.items()
+        if name not in ("data_dir", "format") and was.get(name) != value
+    ]
+    differing += [
+        f"{name} was {value!r} and is no setting here"
+        for name, value in earlier.items()
+        if name not in ("data_dir", "format", *now)
     ]
     if differing:
         raise InputError(
@@ -182,40 +229,46 @@ def check_same_run(workdir: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def finished_result(workdir: Path) -> TrainResult | None:
-    """The result of an earlier run, if it came to its end."""
-    values = _read_json(workdir / "result.json")
-    weights = workdir / "weights.safetensors"
+def _defaults(kinds: tuple[type, ...]) -> dict[str, Any]:
+    """Those of the dataclasses' fields, as from a file."""
+    values = {}
+    for field in (field for kind in kinds for field in dataclasses.fields(kind)):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+    return json.loads(json.dumps(values))
+
+
+def read_result(workdir: Path, kind: type[_T]) -> _T | None:
+    """The result of an earlier run, if it came to its end.
+
+    Args:
+        workdir: the run's folder.
+        kind: the dataclass of the result.
+
+    Raises:
+        InputError: result.json is damaged.
+    """
+    path, weights = workdir / "result.json", workdir / "weights.safetensors"
+    values = read_json(path, _DAMAGED)
     if values is None or not weights.is_file():
         return None
     try:
         values["weights"] = str(weights)
-        values["validation"] = Evaluation(**values["validation"])
         values["history"] = tuple(values["history"])
-        return TrainResult(**values)
-    except (KeyError, TypeError) as error:
-        raise _damaged(workdir / "result.json") from error
+        if "validation" in values:
+            values["validation"] = from_values(Evaluation, values["validation"])
+        return from_values(kind, values)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged; {_DAMAGED}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None if there is no such file."""
-    try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):  # writing there tells of the second
-        return None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise _damaged(path) from error
-    if not isinstance(values, dict):
-        raise _damaged(path)
-    return values
+def from_values(kind: type[_T], values: dict[str, Any]) -> _T:
+    """A dataclass from what another version wrote: what it does not know is left out.
 
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is damaged; delete it, or choose another --workdir")
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    Raises:
+        TypeError: a field without a default is missing.
+    """
+    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in values.items() if name in fields})

@@ -23,6 +23,7 @@ from kapps._errors import InputError
 from kapps.tools import data, pipeline, runs
 from kapps.tools.checkpoints import Checkpoints, State
 from kapps.tools.distribution import is_chief, make_strategy
+from kapps.tools.json_files import write_json
 from kapps.tools.optimization import make_optimizer, prepare_layers
 from kapps.tools.progress import progress_bar
 from kapps.tools.recipes import Recipe
@@ -54,8 +55,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     dataset = data.load(config.dataset, config.data_dir)
     workdir = Path(config.workdir)
     settings = runs.settings_of(config, recipe, dataset)
-    runs.check_same_run(workdir, settings)
-    finished = runs.finished_result(workdir)
+    runs.check_same_run(workdir, settings, (TrainConfig, type(recipe)))
+    finished = runs.read_result(workdir, TrainResult)
     if finished is not None:
         if progress:
             print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
@@ -81,7 +82,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
 
     chief = is_chief(strategy)
     if chief:
-        runs.write_json(workdir / "config.json", settings)
+        write_json(workdir / "config.json", settings)
     loop = Loop(strategy, model, optimizer, recipe, dataset, config.seed)
     checkpoints = Checkpoints(workdir / "checkpoints", strategy, model, optimizer)
     checkpoints.restore()
@@ -99,14 +100,12 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         weights=str(weights),
         epochs=state.epoch,
         steps=int(optimizer.iterations.numpy()),
-        validation=Evaluation(**state.validation),
+        validation=runs.from_values(Evaluation, state.validation),
         history=tuple(state.history),
     )
     if chief:
         kapps.save_weights(model, weights)
-        runs.write_json(
-            workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name}
-        )
+        write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
     return result
 
 
