@@ -1,18 +1,35 @@
-"""What all binaries share: help, errors of one line, exit codes."""
+"""What all binaries share: help, flags, errors of one line, exit codes, JSON."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
 from kapps._errors import InputError, printable
+from kapps.tools.json_files import to_json, write_json
+from kapps.tools.streams import forgiving
+
+flags.disclaim_key_flags()  # what is defined here belongs to the program that asks for it
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # warnings and errors only
+
+_SECONDS_TO_END = 20  # after a signal: for what has to be put back, on a phone as well
+
+
+class _Ended(SystemExit):
+    """SIGTERM or SIGHUP, as an exception: what was begun is cleared away."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
 
 
 def run(main: Callable[[list[str]], int | None], *, files: str = "") -> NoReturn:
@@ -21,39 +38,92 @@ def run(main: Callable[[list[str]], int | None], *, files: str = "") -> NoReturn
     A program that takes arguments besides flags says what they are, such as `files="FILE..."`, and
     finds them in argv[1:]: at least one.
 
-    Exit codes: 0, or what `main` returns; 2 for a user's mistake (a wrong flag or an `InputError`),
-    told in one line on stderr; 130 when interrupted.
+    Exit codes: 0, or what `main` returns; 2 for a user's mistake (a wrong flag or an `InputError`)
+    and for an output that cannot be written, told in one line on stderr; 130 when interrupted, 143
+    and 129 when ended by SIGTERM and SIGHUP. A reader of the output that leaves changes nothing.
     """
     module = sys.modules[main.__module__]
     program = _program()
 
     def parse(argv: list[str]) -> list[str]:
-        own = flags.FLAGS.get_key_flags_for_module(module)
-        if {"--help", "-help", "-h"} & set(argv[1:]):
-            _print_help(program, files, module.__doc__ or "", own)
-            sys.exit(0)
-        try:
-            rest = flags.FLAGS(argv)
-        except flags.Error as error:
-            _fail(program, str(error))
-        if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = logging.WARNING  # or app.run would make it INFO
-        if files and not rest[1:]:
-            _fail(program, f"{files} must be given; --help says more")
-        if rest[1:] and not files:
-            _fail(program, f"unexpected argument {rest[1]!r}; --help lists the flags")
-        return rest
+        with _in_one_line(program):
+            own = flags.FLAGS.get_key_flags_for_module(module)
+            if {"--help", "-help", "-h"} & set(argv[1:]):
+                _print_help(program, files, module.__doc__ or "", own)
+                sys.exit(0)
+            try:
+                rest = flags.FLAGS(argv)
+            except flags.Error as error:
+                raise InputError(str(error)) from error
+            if flags.FLAGS["verbosity"].using_default_value:
+                flags.FLAGS.verbosity = logging.WARNING  # or app.run would make it INFO
+            if files and not rest[1:]:
+                raise InputError(f"{files} must be given; --help says more")
+            if rest[1:] and not files:
+                raise InputError(f"unexpected argument {rest[1]!r}; --help lists the flags")
+            return rest
 
     def guarded(argv: list[str]) -> int | None:
-        try:
-            return main(argv)
-        except InputError as error:
-            _fail(program, str(error))
-        except KeyboardInterrupt:
-            _fail(program, "interrupted; the same command continues where it can", 130)
+        with _in_one_line(program):
+            code = main(argv)
+            _flush()
+            return code
+        raise AssertionError("_in_one_line ends or passes on")
 
-    app.run(guarded, flags_parser=parse)
+    with forgiving(), _ended_by_signals():
+        app.run(guarded, flags_parser=parse)
     raise AssertionError("app.run does not return")
+
+
+@contextlib.contextmanager
+def _in_one_line(program: str) -> Iterator[None]:
+    """What a user did or sees to, as one line on stderr and an exit code."""
+    try:
+        yield
+    except InputError as error:
+        _tell(program, str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _tell(program, "interrupted; the same command continues where it can")
+        _leave(130)
+    except _Ended as ended:
+        _tell(program, f"ended by {ended.name}; the same command continues where it can")
+        _leave(int(ended.code or 0))
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP are exceptions within; under nohup a hangup stays ignored."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in before:  # once: `timeout` sends it twice
+            signal.signal(each, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_SECONDS_TO_END)
+        raise _Ended(number)
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends at once: threads of TensorFlow that still call Python can hang Python's own way out."""
+    with contextlib.suppress(InputError):
+        _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 def required(*holders: flags.FlagHolder) -> tuple[str, ...]:
@@ -81,15 +151,35 @@ def check_output(holder: flags.FlagHolder) -> None:
         )
 
 
+def define_json() -> flags.FlagHolder[str | None]:
+    """The flag --json, which means the same in all programs: see `put_out`."""
+    return flags.DEFINE_string(
+        "json", None, "file to write the figures to as well; - for stdout, in place of the text"
+    )
+
+
+def put_out(text: str, values: Any, json: flags.FlagHolder[str | None]) -> None:
+    """Prints what a program has found out, and writes it as JSON where --json says so.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if json.value == "-":
+        print(to_json(values), end="", flush=True)
+        return
+    print(text, flush=True)  # first: a full disk is not to lose it
+    if json.value is not None:
+        write_json(json.value, values)
+
+
 def _program() -> str:
     """The console script's name, also for `python -m`: kapps-train."""
     stem = Path(sys.argv[0]).stem.lstrip("_").removesuffix("_main").replace("_", "-")
     return stem if stem.startswith("kapps") else f"kapps-{stem}"
 
 
-def _fail(program: str, message: str, code: int = 2) -> NoReturn:
+def _tell(program: str, message: str) -> None:
     print(f"{program}: error: {printable(message)}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _print_help(program: str, files: str, doc: str, own: list[flags.Flag]) -> None:
@@ -97,3 +187,4 @@ def _print_help(program: str, files: str, doc: str, own: list[flags.Flag]) -> No
     for flag in sorted(own, key=lambda f: f.name):
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
         print(f"  --{flag.name}: {flag.help}{default}")
+    _flush()
