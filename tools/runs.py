@@ -38,7 +38,11 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. What is None is as the recipe says, or else the network."""
+    """One training run. What is None is as the recipe says, or else the network.
+
+    A field that has the name of a recipe's stands above it, and the flags of kapps-train have the
+    names of the fields.
+    """
 
     model: str
     dataset: str
@@ -61,8 +65,10 @@ class TrainConfig:
             InputError: the recipe or the model is unknown, or a value is out of range.
         """
         recipe = get_recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
-        names = ("batch_size", "epochs", "learning_rate", "image_size")
-        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        shared = {f.name for f in dataclasses.fields(self)} & {
+            f.name for f in dataclasses.fields(recipe)
+        }
+        own = {name: getattr(self, name) for name in shared if getattr(self, name) is not None}
         if recipe.image_size is None and self.image_size is None:
             own["image_size"] = kapps.get_builder(self.model).input_shape[0]
         return dataclasses.replace(recipe, **own)
@@ -167,6 +173,7 @@ def settings_of(config: TrainConfig, recipe: Recipe, dataset: data.Dataset) -> d
         "images": len(dataset.train),
         "seed": config.seed,
         "weights": config.weights,
+        "dtype_policy": keras.config.dtype_policy().name,
         **settings,
     }
 
@@ -230,8 +237,8 @@ def check_same_run(
 
 
 def _defaults(kinds: tuple[type, ...]) -> dict[str, Any]:
-    """Those of the dataclasses' fields, as from a file."""
-    values = {}
+    """Those of the dataclasses' fields and of `settings_of`, as from a file."""
+    values: dict[str, Any] = {"dtype_policy": "float32"}
     for field in (field for kind in kinds for field in dataclasses.fields(kind)):
         if field.default is not dataclasses.MISSING:
             values[field.name] = field.default

@@ -32,6 +32,9 @@ from kapps.tools.runs import Evaluation, TrainConfig, TrainResult
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+# float16 needs its loss scaled, and weights of 16 bits do not notice small steps: Micikevicius et
+# al. 2018, "Mixed Precision Training", sections 3.1 and 3.2.
+_DTYPE_POLICIES = ("float32", "float64", "mixed_bfloat16")
 _REFRESH_SECONDS = 0.5  # of the progress bar; each refresh waits for the device
 
 
@@ -50,6 +53,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         InputError: an argument, a file or a folder is at fault; the message says which.
     """
     recipe = config.resolved()
+    _check_dtype_policy()
     builder = kapps.get_builder(config.model)
     strategy = make_strategy(config.strategy)
     dataset = data.load(config.dataset, config.data_dir)
@@ -107,6 +111,21 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         kapps.save_weights(model, weights)
         write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
     return result
+
+
+def _check_dtype_policy() -> None:
+    """Refuses those that train to something else than they promise.
+
+    Raises:
+        InputError: Keras's dtype policy is none of `_DTYPE_POLICIES`.
+    """
+    name = keras.config.dtype_policy().name
+    if name not in _DTYPE_POLICIES:
+        raise InputError(
+            f"the dtype policy {name} (of keras.json's floatx, or of "
+            "keras.config.set_dtype_policy) is not one to train in: small gradients and steps are "
+            f"lost; choose {', '.join(_DTYPE_POLICIES)}"
+        )
 
 
 def evaluate(
@@ -198,7 +217,7 @@ def _train_step(
 
     def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            logits = model(images, training=True)
+            logits = tf.cast(model(images, training=True), tf.float32)
             classes = logits.shape[-1]
             targets = tf.one_hot(labels, classes) * (1 - recipe.label_smoothing)
             targets += recipe.label_smoothing / classes
@@ -220,7 +239,7 @@ def _evaluation_step(
     """A step over a global batch; returns the sums (loss, hits, hits of five, images)."""
 
     def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        outputs = model(images, training=False)
+        outputs = tf.cast(model(images, training=False), tf.float32)
         real = labels != pipeline.PADDING
         labels = tf.where(real, labels, 0)
         loss = keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits)
