@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from programs import Answer, module_of, run_here
 from tflite_plain import plain_file, plain_net
 
 import kapps
-from kapps.tools import cli
+from kapps.tools import cli, json_files, streams
 
 TRAIN = "train --model=LeNet5 --dataset=digits --workdir={tmp}/run --image_size=32"
 
@@ -57,7 +58,8 @@ GOOD = TRAIN.replace("/run", "/good") + " --recipe=digits --epochs=1"
 IN_A_PROCESS = [*list(MISTAKES)[:3], "train --help", GOOD]
 
 
-def start(command: str) -> Answer:
+def start(command: str, keras_home: Path) -> Answer:
+    """In a process of its own; the folder holds keras.json."""
     binary, *arguments = shlex.split(command)
     done = subprocess.run(
         [sys.executable, "-m", f"kapps.{module_of(binary)}", *arguments],
@@ -65,7 +67,7 @@ def start(command: str) -> Answer:
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "KERAS_HOME": str(keras_home)},
     )
     return Answer(done.returncode, done.stdout, done.stderr)
 
@@ -85,9 +87,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(folder: Path) -> dict[str, Answer]:
+def answers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    """On a machine where Keras is set otherwise than kapps needs it."""
+    home = tmp_path_factory.mktemp("keras")
+    keras_json = {"floatx": "float16", "image_data_format": "channels_first"}
+    (home / "keras.json").write_text(json.dumps(keras_json))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        done = pool.map(lambda command: start(command.format(tmp=folder)), IN_A_PROCESS)
+        done = pool.map(lambda command: start(command.format(tmp=folder), home), IN_A_PROCESS)
         return dict(zip(IN_A_PROCESS, done, strict=True))
 
 
@@ -170,6 +176,113 @@ def test_evaluate_a_tflite_file(
     )
 
 
+def test_tensorflow_says_nothing_of_itself(answers: dict[str, Answer]) -> None:
+    """The progress bar and the lines of kapps alone, on a machine without CUDA as well."""
+    for answer in answers.values():
+        for line in filter(str.strip, answer.stderr.splitlines()):
+            assert line.startswith("kapps-train: error: ") or "LeNet5" in line or "img/s" in line
+
+
+def test_what_else_is_said_at_the_start_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    talk = "I0000 00:00:1795731402.091067   17572 port.cc:153] oneDNN is on\n"
+    for level, shown in (("2", ""), ("1", talk), ("0", talk)):
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+        with pytest.raises(ImportError), streams._without_talk():
+            os.write(2, f"{talk}F0000 00:00:1795731402.0 1 cpu.cc:3] no AVX\nwarning\n".encode())
+            raise ImportError
+        os.write(2, b"afterwards\n")
+        fatal = "F0000 00:00:1795731402.0 1 cpu.cc:3] no AVX\n"
+        assert capfd.readouterr().err == f"{shown}{fatal}warning\nafterwards\n"
+
+
+def popen(*arguments: str, **keywords) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments], stderr=subprocess.PIPE, text=True, **keywords
+    )
+
+
+@pytest.mark.parametrize("flags", [[], ["-u"]], ids=["buffered", "unbuffered"])
+def test_a_reader_that_leaves_changes_nothing(flags: list[str]) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [*flags, "-m", "kapps.tools.train", "--help"]
+    with popen(*command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert not process.stderr.read()
+    assert process.returncode == 0
+    with (
+        open("/dev/full", "w") as full,
+        popen(*command, stdout=full, env=environment) as process,
+    ):
+        assert process.stderr is not None
+        assert process.stderr.read() == (
+            "kapps-train: error: cannot write to standard output: No space left on device\n"
+        )
+    assert process.returncode == 2
+
+
+WRITER = """
+import sys, time
+from kapps._files import atomic_write
+from kapps.tools import cli, json_files, streams
+
+def main(argv):
+    with atomic_write(argv[1]) as temporary:
+        temporary.write_text("whole")
+        print("ready", flush=True)
+        sys.stdin.readline()
+    return 0
+
+cli.run(main, files="FILE")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
+def test_signals(tmp_path: Path, number: signal.Signals, ignored: bool) -> None:
+    """They leave no temporary file; what nohup or a shell has ignored stays ignored."""
+    (tmp_path / "writer.py").write_text(WRITER)
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+    with popen(
+        str(tmp_path / "writer.py"),
+        str(tmp_path / "out"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, handler),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, errors = process.communicate("\n" if ignored else None, timeout=60)
+    names = {path.name for path in tmp_path.iterdir()}
+    if ignored:
+        assert (process.returncode, errors, names) == (0, "", {"writer.py", "out"})
+    else:
+        assert (process.returncode, names) == (128 + number, {"writer.py"})
+        assert len(errors.splitlines()) == 1
+        assert errors.startswith("kapps-writer: error: ")
+
+
+def test_json_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = run_here("tools.summary", "--list --json=-", capsys)
+    assert not answer.code and json.loads(answer.stdout) == kapps.list_models()
+
+
+def test_json_has_no_numbers_that_json_has_not(tmp_path: Path) -> None:
+    json_files.write_json(tmp_path / "a.json", {"a": [1.5, float("nan")], "b": (float("-inf"),)})
+    assert json_files.read_json(tmp_path / "a.json", "") == {"a": [1.5, None], "b": [None]}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000])
+def test_json_that_is_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(kapps.InputError, match="a.json is damaged; delete it"):
+        json_files.read_json(tmp_path / "a.json", "delete it")
+
+
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that no command of ours can be made to end with at will."""
 
@@ -180,6 +293,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
             return outcome
 
         monkeypatch.setattr(sys, "argv", ["/usr/bin/kapps-tidy"])
+        monkeypatch.setattr(os, "_exit", sys.exit)  # how it ends after a signal
         with pytest.raises(SystemExit) as caught:
             cli.run(main)
         return caught.value.code
