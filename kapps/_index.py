@@ -75,13 +75,12 @@ def list_weights(builder: str) -> list[PublishedWeights]:
     Raises:
         InputError: there is no such builder.
     """
-    rows = _index().get(builder)
-    if rows is None:
-        from kapps._model import get_builder
+    rows = published(builder)
+    if not rows:
+        import kapps  # not at the top: the table is below the builders
 
-        get_builder(builder)  # raises what is to be said of an unknown name
-        return []
-    return list(rows)
+        kapps.get_builder(builder)  # raises what is to be said of an unknown name
+    return rows
 
 
 def find(builder: str, tag: str) -> PublishedWeights:
@@ -99,6 +98,11 @@ def find(builder: str, tag: str) -> PublishedWeights:
         raise InputError(f"no weights are published for {builder}, not {tag!r} either; {file}")
     tags = ", ".join((["imagenet"] if rows[0].default else []) + [row.tag for row in rows])
     raise InputError(f"{builder} has no published weights {tag!r}; there are: {tags}; or {file}")
+
+
+def published(builder: str) -> list[PublishedWeights]:
+    """As `list_weights`, and empty for a name that is no builder's."""
+    return list(_index().get(builder, []))
 
 
 def builders() -> list[str]:

@@ -321,7 +321,8 @@ def model(
                     f"{builder}: {' '.join(str(error).split())} Give the layers that input_tensor "
                     "comes from other names"
                 ) from error
-            # What `kapps.weights` asks of a model.
+            # What `kapps.weights` and `kapps.transform` ask of a model.
+            result.kapps_builder = builder
             result.checkpoint_before = frozenset(layer.name for layer in before)
             result.checkpoint_headless = not include_top
             result.checkpoint_auxiliary = network.auxiliary

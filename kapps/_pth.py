@@ -2,8 +2,10 @@
 
 A .pth file is a pickle, a program for a stack machine, and its tensors' bytes. Python's unpickler
 would let the program call what it likes. Here a small interpreter knows only the instructions that
-build containers, and of all functions only the few that rebuild a tensor; whatever else the file
-asks for is refused by its name. Two forms exist:
+build containers, and of all functions only the few that rebuild a tensor. Training programs put
+more beside the weights, such as their arguments and the optimizer's state: whatever else a file
+asks for is neither looked up nor made, but leaves its name, and a name among the weights is
+refused. Two forms exist:
 
 - zip (PyTorch 1.6 and later): `data.pkl`, and one uncompressed member for each storage. The bytes
   have a checksum, which is compared.
@@ -26,13 +28,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kapps._errors import InputError
+from kapps._errors import InputError, printable
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _MOST_INSTRUCTIONS = 5_000_000  # a checkpoint of 1,000 tensors has 50,000
 _MOST_ITEMS = 5_000_000  # that its functions are given, all calls together
 _MOST_DIMENSIONS = 16
 _SIZED = (list, tuple, dict, str)
+
+# Where timm's train.py and torchvision's references put the weights, in the order in which they are
+# looked for: the moving average before what it is the average of, as timm's `load_state_dict` does,
+# since it is what the programs' accuracy is measured with.
+_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 _DTYPES = {
     "DoubleStorage": "<f8",
@@ -50,6 +57,13 @@ _DTYPES = {
 
 class _Malformed(ValueError):
     """The file is no .pth file, or says what cannot be; the message says what."""
+
+
+class _NoWeights(ValueError):
+    """The file is sound, but its weights are not where they are looked for; the message says more.
+
+    It goes on behind the file's name.
+    """
 
 
 class _Storage(NamedTuple):
@@ -75,33 +89,44 @@ class _Tensor(NamedTuple):
     """Offset and strides in elements."""
 
 
-def read_pth(file: Path) -> dict[str, np.ndarray]:
+def read_pth(file: Path, key: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a .pth file by their names.
 
-    The file holds a dictionary of tensors, or has one under "state_dict" or "model", as training
-    programs write it. bfloat16 becomes float32.
+    The file holds a dictionary of tensors, or a dictionary that has one among other things, as
+    training programs write it. That one is, the first that there is, under "state_dict_ema" or
+    "model_ema" (moving averages), "state_dict" or "model"; or it is the only dictionary of tensors.
+    bfloat16 becomes float32.
+
+    Args:
+        file: of either form.
+        key: of the dictionary to take, if it is to be another.
 
     Raises:
-        InputError: the file is damaged, holds something else, or asks for anything but tensors.
+        InputError: the file is damaged, holds something else, or asks for anything but tensors; or
+            it has several dictionaries of tensors, which the message names, or none at `key`.
     """
     try:
         with open(file, "rb") as stream:
             if zipfile.is_zipfile(stream):
-                found, storages = _read_zip(stream)
+                state, storages = _read_zip(stream, key)
             else:
                 # Not the stream: it would make room for whatever length the file claims.
                 with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    found, storages = _read_legacy(content)
-        return {name: _tensor(value, storages) for name, value in _state(found).items()}
+                    state, storages = _read_legacy(content, key)
+        return {name: _tensor(value, storages) for name, value in state.items()}
+    except _NoWeights as error:
+        raise InputError(f"{file} {printable(error)}") from error
     except Exception as error:  # zipfile alone raises seven kinds for a damaged file
         reason = str(error) if isinstance(error, _Malformed) else repr(error)
         raise InputError(
-            f"{file} is no readable .pth file ({' '.join(reason.split())[:200]}); it is damaged, "
+            f"{file} is no readable .pth file ({printable(reason)[:200]}); it is damaged, "
             "hostile, or not a checkpoint of tensors: fetch it again from its publisher"
         ) from error
 
 
-def _read_zip(stream: io.BufferedReader) -> tuple[Any, Mapping[str, bytes]]:
+def _read_zip(
+    stream: io.BufferedReader, key: str | None
+) -> tuple[dict[str, _Tensor], Mapping[str, bytes]]:
     with zipfile.ZipFile(stream) as archive:
         members = {member.filename: member for member in archive.infolist()}
         # PyTorch never compresses: a file of a few kB cannot unfold to gigabytes.
@@ -115,61 +140,111 @@ def _read_zip(stream: io.BufferedReader) -> tuple[Any, Mapping[str, bytes]]:
         folder = folders[0]
         if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
             raise _Malformed("it was written on a big-endian machine: save it on another one")
-        wanted: dict[str, _Storage] = {}
-        found = _Interpreter(wanted).run(io.BytesIO(archive.read(f"{folder}data.pkl")))
-        storages = {}
-        for key, storage in wanted.items():
-            if f"{folder}data/{key}" not in members:
-                raise _Malformed(f"its storage {key!r} is missing")
-            storages[key] = archive.read(f"{folder}data/{key}")
-            if len(storages[key]) != storage.root_numel * storage.dtype.itemsize:
-                raise _Malformed(f"its storage {key!r} has another size than it says")
-        return found, storages
+        found = _Interpreter({}).run(io.BytesIO(archive.read(f"{folder}data.pkl")))
+        state = _state(found, key)
+        storages: dict[str, bytes] = {}
+        for storage in _storages(state):
+            if f"{folder}data/{storage.key}" not in members:
+                raise _Malformed(f"its storage {storage.key!r} is missing")
+            storages[storage.key] = archive.read(f"{folder}data/{storage.key}")
+            if len(storages[storage.key]) != storage.root_numel * storage.dtype.itemsize:
+                raise _Malformed(f"its storage {storage.key!r} has another size than it says")
+        return state, storages
 
 
-def _read_legacy(stream: mmap.mmap) -> tuple[Any, Mapping[str, bytes]]:
+def _read_legacy(
+    stream: mmap.mmap, key: str | None
+) -> tuple[dict[str, _Tensor], Mapping[str, bytes]]:
     wanted: dict[str, _Storage] = {}
     if _Interpreter({}).run(stream) != _MAGIC or _Interpreter({}).run(stream) != _VERSION:
         raise _Malformed("it does not begin as PyTorch's files do")
     system = _Interpreter({}).run(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise _Malformed("it was written on a big-endian machine: save it on another one")
-    found = _Interpreter(wanted).run(stream)
+    state = _state(_Interpreter(wanted).run(stream), key)
+    needed = {storage.key for storage in _storages(state)}
     keys = _Interpreter({}).run(stream)
     if (
         not isinstance(keys, list)
-        or not all(type(key) is str for key in keys)  # hashing goes as deep as tuples are nested
+        or not all(type(each) is str for each in keys)  # hashing goes as deep as tuples are nested
         or set(keys) != set(wanted)
         or len(keys) != len(wanted)
     ):
         raise _Malformed("its list of storages is not that of its tensors")
     storages = {}
-    for key in keys:
-        storage = wanted[key]
+    for each in keys:
+        storage = wanted[each]
         count = int.from_bytes(stream.read(8), "little", signed=True)
         if count != storage.root_numel:
-            raise _Malformed(f"its storage {key!r} has another size than it says")
+            raise _Malformed(f"its storage {each!r} has another size than it says")
         size = count * storage.dtype.itemsize
-        storages[key] = stream.read(size)
-        if len(storages[key]) != size:
+        if stream.tell() + size > len(stream):
             raise _Malformed("it ends too early")
+        if each in needed:
+            storages[each] = stream.read(size)
+        else:  # of an optimizer, perhaps: twice as much as the weights
+            stream.seek(size, io.SEEK_CUR)
     if stream.read(1):
         raise _Malformed("it goes on behind its end")
-    return found, storages
+    return state, storages
 
 
-def _state(found: Any) -> dict[str, _Tensor]:
-    """The dictionary of tensors in what a checkpoint holds."""
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
+def _state(found: Any, key: str | None) -> dict[str, _Tensor]:
+    """The dictionary of tensors in what a file holds: at `key`, or else at the obvious place."""
+    if isinstance(found, dict):
+        if key is None:
+            key = _obvious_key(found)
+        elif key not in _states(found):
+            there = ", ".join(map(repr, _states(found))) or "none; leave the key out"
+            raise _NoWeights(f"has no dictionary of tensors at {key!r}; there are: {there}")
+        if key is not None:
             found = found[key]
-            break
+    if isinstance(found, _Unknown):
+        where = "" if key is None else f" at {key!r}"
+        raise _NoWeights(
+            f"holds a whole {found.name}{where}, and to load it its code would have to run; save "
+            "its state_dict() with PyTorch, and load that"
+        )
     if not isinstance(found, dict) or not found:
         raise _Malformed("it holds no dictionary of tensors")
     for name, value in found.items():
+        if isinstance(value, _Unknown):
+            raise _Malformed(f"its entry {name!r} asks for {value.name}, which no weights need")
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             raise _Malformed(f"its entry {name!r} is not a tensor")
     return found
+
+
+def _obvious_key(found: dict[Any, Any]) -> str | None:
+    """Where the dictionary of tensors lies; None if that is the whole."""
+    for key in _KEYS:
+        if isinstance(found.get(key), dict) and found[key]:
+            return key
+    states = _states(found)
+    if len(states) > 1:
+        raise _NoWeights(
+            f"holds several dictionaries of tensors, {', '.join(map(repr, states))}: name the one "
+            f"to take, as in kapps.load_weights(model, path, key={states[0]!r})"
+        )
+    models = [key for key in _KEYS if isinstance(found.get(key), _Unknown)]
+    return next(iter(states + models), None)
+
+
+def _states(found: dict[Any, Any]) -> list[str]:
+    """The names of the dictionaries of tensors in a dictionary."""
+    return [
+        name
+        for name, value in found.items()
+        if isinstance(name, str)
+        and isinstance(value, dict)
+        and value
+        and all(isinstance(k, str) and isinstance(v, _Tensor) for k, v in value.items())
+    ]
+
+
+def _storages(state: dict[str, _Tensor]) -> list[_Storage]:
+    """The storages that a dictionary's tensors lie in, each once."""
+    return list({tensor.storage.key: tensor.storage for tensor in state.values()}.values())
 
 
 def _tensor(tensor: _Tensor, storages: Mapping[str, bytes]) -> np.ndarray:
@@ -202,8 +277,12 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 # What a global name of the file stands for: a kind of storage, or one of these functions.
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _Tensor:
+def _rebuild_tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any
+) -> _Tensor | _Unknown:
     """The rest: requires_grad, hooks, metadata."""
+    if isinstance(storage, _Unknown):
+        return storage
     if not isinstance(storage, _Storage) or len(rest) > 3:
         raise _Malformed("a tensor is not made of a storage")
     for numbers in (shape, strides):
@@ -214,8 +293,8 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: 
     return _Tensor(storage, offset, shape, strides)
 
 
-def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any) -> _Tensor:
-    if not isinstance(tensor, _Tensor):
+def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any) -> _Tensor | _Unknown:
+    if not isinstance(tensor, _Tensor | _Unknown):
         raise _Malformed("a parameter is not made of a tensor")
     return tensor
 
@@ -247,7 +326,7 @@ def _is_count(value: Any) -> bool:
 
 def _put(target: Any, key: Any, value: Any) -> None:
     # A key of nested tuples would be hashed recursively, by C code without a limit.
-    if not isinstance(target, dict) or not isinstance(key, (str, int)):
+    if not isinstance(target, dict) or not isinstance(key, str | int | float | None | _Unknown):
         raise _Malformed("it has a dictionary whose keys are not names")
     target[key] = value
 
@@ -301,14 +380,30 @@ class _Interpreter:
             self._set_items({}, self._pop_mark())
         elif name in ("APPEND", "APPENDS"):
             values = self._pop(1) if name == "APPEND" else self._pop_mark()
-            if not isinstance(self._top(), list):
+            if isinstance(self._top(), list):
+                self._top().extend(values)
+            elif not isinstance(self._top(), _Unknown):
                 raise _Malformed("it appends to what is no list")
-            self._top().extend(values)
         elif name in ("SETITEM", "SETITEMS"):
             values = self._pop(2) if name == "SETITEM" else self._pop_mark()
             self._set_items(self._pop(1)[0], values)
-        elif name in ("GLOBAL", "INST"):
+        elif name in ("EMPTY_SET", "FROZENSET"):
+            if name == "FROZENSET":
+                self._pop_mark()
+            stack.append(_Unknown("builtins.set"))
+        elif name == "ADDITEMS":
+            self._pop_mark()
+            if not isinstance(self._top(), _Unknown):
+                raise _Malformed("it adds to what is no set")
+        elif name == "GLOBAL":
             stack.append(_global(argument))
+        elif name == "INST":
+            self._pop_mark()
+            stack.append(_made_of(_global(argument)))
+        elif name == "OBJ":
+            stack.append(_made_of((self._pop_mark() or [None])[0]))
+        elif name in ("NEWOBJ", "NEWOBJ_EX"):
+            stack.append(_made_of(self._pop(2 if name == "NEWOBJ" else 3)[0]))
         elif name == "STACK_GLOBAL":
             words = self._pop(2)
             if not all(type(word) is str for word in words):
@@ -316,6 +411,9 @@ class _Interpreter:
             stack.append(_global(" ".join(words)))
         elif name == "REDUCE":
             function, arguments = self._pop(2)
+            if isinstance(function, _Unknown):
+                stack.append(function)
+                return
             if not isinstance(function, _Function) or not isinstance(arguments, tuple):
                 raise _Malformed("it calls what is no function")
             # Each call copies what it is given, which may be the same long list every time.
@@ -325,9 +423,9 @@ class _Interpreter:
             stack.append(_FUNCTIONS[function.name](*arguments))
         elif name == "BINPERSID":
             stack.append(self._storage(self._pop(1)[0]))
-        elif name == "BUILD":  # attributes of the dictionary, such as _metadata, which we leave
+        elif name == "BUILD":  # attributes, such as a dictionary's _metadata, which we leave
             self._pop(1)
-            if not isinstance(self._top(), dict):
+            if not isinstance(self._top(), dict | _Unknown):
                 raise _Malformed("it sets attributes of what is no dictionary")
         else:
             raise _Malformed(f"it has the instruction {name}, which no weights file needs")
@@ -356,15 +454,18 @@ class _Interpreter:
         return values
 
     def _set_items(self, target: Any, values: list[Any]) -> None:
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            _put(target, key, value)
+        if not isinstance(target, _Unknown):
+            for key, value in zip(values[::2], values[1::2], strict=True):
+                _put(target, key, value)
         self._stack.append(target)
 
-    def _storage(self, identity: Any) -> _Storage:
+    def _storage(self, identity: Any) -> _Storage | _Unknown:
         """Of ("storage", kind, key, device, elements) and, in legacy files, a view of it."""
         if not isinstance(identity, tuple) or len(identity) not in (5, 6):
             raise _Malformed("it refers to something that is no storage")
         word, kind, key, _, numel, *view = identity
+        if word == "storage" and isinstance(kind, _Unknown):
+            return kind
         if word != "storage" or not isinstance(kind, _Kind) or not isinstance(key, str):
             raise _Malformed("it refers to something that is no storage")
         if not _is_count(numel):
@@ -395,14 +496,25 @@ class _Function(NamedTuple):
     name: str
 
 
-def _global(name: str) -> _Kind | _Function:
+class _Unknown(NamedTuple):
+    """What a name that is none of these stands for, and whatever is made with it: that name."""
+
+    name: str
+
+
+def _global(name: str) -> _Kind | _Function | _Unknown:
     """What a name in the file stands for; `name` is module and attribute, a space between."""
     module, _, attribute = name.partition(" ")
     if module == "torch" and attribute in _DTYPES:
         return _Kind(attribute)
-    if name in _FUNCTIONS:
-        return _Function(name)
-    raise _Malformed(f"it asks for {module}.{attribute}, which no weights file needs")
+    return _Function(name) if name in _FUNCTIONS else _Unknown(f"{module}.{attribute}")
+
+
+def _made_of(made: Any) -> _Unknown:
+    """An object of a class."""
+    if not isinstance(made, _Unknown):
+        raise _Malformed("it has the instruction NEWOBJ for what is no class")
+    return made
 
 
 _LITERALS = frozenset(
@@ -410,6 +522,7 @@ _LITERALS = frozenset(
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
         *("STRING", "BINSTRING", "SHORT_BINSTRING"),  # of Python 2
         *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+        *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     }
 )
 _CONSTANTS: dict[str, Callable[[], Any]] = {

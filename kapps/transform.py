@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import keras
 import numpy as np
 
-from kapps._errors import InputError, unknown
+from kapps import _index
+from kapps._custom_layers import ImageNormalization
+from kapps._errors import InputError, is_number, unknown
+from kapps._images import as_rgb
 from kapps._index import PublishedWeights
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ class EvalTransform:
     def __post_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise InputError(f"size must be a whole number of pixels above 0, not {self.size!r}")
-        if not 0 < self.crop <= 1:
+        if not is_number(self.crop) or not 0 < self.crop <= 1:
             raise InputError(f"crop must be above 0 and at most 1, not {self.crop!r}")
         if self.interpolation not in _INTERPOLATIONS:
             raise unknown("interpolation", self.interpolation, _INTERPOLATIONS)
@@ -53,7 +57,8 @@ class EvalTransform:
         """The prepared image.
 
         Args:
-            image: of Pillow, in any mode, or an array (height, width, 3), RGB in 0..255, uint8.
+            image: of Pillow, or an array (height, width, 3), RGB in 0..255, uint8. 16-bit gray is
+                scaled to 8 bits, floating point is rounded, and transparency is dropped.
 
         Raises:
             InputError: it is neither, or Pillow is not installed.
@@ -79,51 +84,138 @@ class EvalTransform:
         return pixels[top : top + self.size, left : left + self.size]
 
 
-def eval_transform(model: keras.Model, size: int | Literal["test"] | None = None) -> EvalTransform:
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How the images are prepared for weights that come from published ones; the fields are those
+    of `PublishedWeights`.
+    """
+
+    size: int
+    crop: float
+    interpolation: str
+    crop_mode: str
+    test_size: int | None = None
+    test_crop: float | None = None
+    source: str = ""
+    """Of the published weights."""
+
+    def text(self) -> str:
+        """As one line of JSON, for a file's metadata."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def of_text(cls, text: str, where: str) -> Evaluation:
+        """What `text` has given. `where` is named in errors.
+
+        Raises:
+            InputError: it is something else.
+        """
+        try:
+            made = cls(**json.loads(text))
+            EvalTransform(made.size, made.crop, made.interpolation, made.crop_mode)
+            EvalTransform(made.test_size or made.size, made.test_crop or made.crop)
+        except (TypeError, ValueError) as error:  # an InputError is one, too
+            raise InputError(
+                f"{where}: the metadata's evaluation is not one that kapps writes ({error}); save "
+                "the file again"
+            ) from error
+        return made
+
+
+def evaluation_of(model: keras.Model) -> Evaluation | None:
+    """What the model's weights have brought with them; None if that is nothing."""
+    published = getattr(model, "kapps_weights", None)
+    if isinstance(published, PublishedWeights):
+        names = (field.name for field in dataclasses.fields(Evaluation))
+        return Evaluation(**{name: getattr(published, name) for name in names})
+    brought = getattr(model, "kapps_evaluation", None)
+    return brought if isinstance(brought, Evaluation) else None
+
+
+def _usual_evaluation(model: keras.Model) -> PublishedWeights | None:
+    """That of the weights which are published for the network, the default ones first."""
+    builder = getattr(model, "kapps_builder", model.name)
+    return next(iter(_index.published(builder)), None)
+
+
+def eval_transform(
+    model: keras.Model,
+    size: int | Literal["test"] | None = None,
+    *,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    crop_mode: str | None = None,
+) -> EvalTransform:
     """How the images were prepared for the published accuracy of a model's weights.
 
         model = kapps.ResNet50(weights="imagenet")
         prepare = kapps.eval_transform(model)
         probabilities = model(prepare(PIL.Image.open("cat.jpg"))[None])
 
+    Weights that `save_weights` has written know which published ones they began with. Where weights
+    bring nothing, as those of timm's or your own training, it is what was published for the same
+    network, the default weights first, as timm does.
+
     Args:
-        model: with published weights, of the builders' argument `weights`.
+        model: built by kapps.
         size: height and width of the prepared image, pixels; "test" for the size of the
             publisher's second, mostly larger evaluation, where there is one. By default that of
             the model's input, or of the publisher's first evaluation where the model takes any.
             The crop is the one published for that size, or else the first evaluation's.
+        crop: in place of the published one: the share of the resized image's side that is kept.
+        interpolation: likewise, of Pillow: "bicubic", "bilinear", "lanczos" or "nearest".
+        crop_mode: likewise: "center", "squash" or "border", see `EvalTransform`.
 
     Raises:
-        InputError: the model has no published weights, or takes other images.
+        InputError: the model takes other images; or nothing is published for its network, and the
+            message says what to give.
     """
-    weights = getattr(model, "kapps_weights", None)
-    if not isinstance(weights, PublishedWeights):
-        raise InputError(
-            f"{model.name} has no published weights, so nobody has said how its images are "
-            "prepared; say it yourself, as in kapps.EvalTransform(224, crop=0.875)"
-        )
+    known = evaluation_of(model) or _usual_evaluation(model)
     height, width, channels = model.input_shape[1:]
+    if known is None:
+        needed = {
+            "size": size is None and height is None,
+            "crop": crop is None,
+            "interpolation": interpolation is None,
+        }
+        missing = [f"{name}=..." for name, is_missing in needed.items() if is_missing]
+        if missing or size == "test":
+            raise InputError(
+                f"{model.name} has weights that bring no evaluation, and its network has no "
+                "published weights, so nobody has said how its images are prepared; "
+                + (f"give {', '.join(missing)}" if missing else "give size= as a number")
+                + ", as in kapps.eval_transform(model, 224, crop=0.875, interpolation='bilinear')"
+            )
     if channels != 3:
         raise InputError(
             f"{model.name} takes {channels} channels, and the published evaluation is of RGB "
             "images; prepare them with a kapps.EvalTransform and convert its result"
         )
-    if size == "test":
-        size = weights.test_size or weights.size
+    if known is not None and size == "test":
+        size = known.test_size or known.size
     elif size is None:
-        size = weights.size if height is None else height
+        size = known.size if known is not None and height is None else height
     if (height or size, width or size) != (size, size):
         raise InputError(
             f"{model.name} takes images of {height}x{width} pixels, not {size}x{size}: build it "
             f"with input_shape=({size}, {size}, 3), or with include_top=False for any size"
         )
-    return EvalTransform(
-        size,
-        weights.test_crop or weights.crop if size == weights.test_size else weights.crop,
-        weights.interpolation,
-        weights.crop_mode,
-        tuple(round(255 * mean) for mean in weights.mean),
-    )
+    arguments: dict[str, Any] = {}
+    if known is not None:
+        arguments = {
+            "crop": (known.test_crop if size == known.test_size else None) or known.crop,
+            "interpolation": known.interpolation,
+            "crop_mode": known.crop_mode,
+        }
+    given = {"crop": crop, "interpolation": interpolation, "crop_mode": crop_mode}
+    arguments |= {name: value for name, value in given.items() if value is not None}
+    normalization = next((x for x in model.layers if isinstance(x, ImageNormalization)), None)
+    if normalization is not None:
+        mean = keras.ops.convert_to_numpy(normalization.mean)
+        arguments["fill"] = tuple(round(255 * float(share)) for share in mean)
+    elif isinstance(known, PublishedWeights):
+        arguments["fill"] = tuple(round(255 * share) for share in known.mean)
+    return EvalTransform(cast(int, size), **arguments)
 
 
 def _rgb(image: Any) -> Image.Image:
@@ -144,9 +236,7 @@ def _rgb(image: Any) -> Image.Image:
         raise InputError(
             f"an image must be a PIL.Image or an array of uint8, not {type(image).__name__}"
         )
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow would warn on the short way to the same colours
-    return image.convert("RGB")
+    return as_rgb(image)
 
 
 def _padded(pixels: np.ndarray, size: int, fill: tuple[int, ...]) -> np.ndarray:

@@ -29,25 +29,31 @@ from kapps._files import atomic_write, sha256
 from kapps._index import PublishedWeights, list_weights
 from kapps._layers import layer_name
 from kapps._pth import from_bfloat16, read_pth
+from kapps.transform import Evaluation, evaluation_of
 
 __all__ = ["PublishedWeights", "list_weights", "load_weights", "save_weights"]
 
-_READS = (".safetensors", ".pth", ".weights.h5")
+_READS = (".safetensors", ".pth", ".pth.tar", ".weights.h5")
 _WRITES = (".safetensors", ".weights.h5")
-_IGNORED = "num_batches_tracked"  # PyTorch's batch norm counts its steps; inference has no use
+# PyTorch counts the steps of a batch norm and the updates of a moving average: of no use here.
+_IGNORED = ("num_batches_tracked", "n_averaged")
+# What DataParallel and moving averages, and torch.compile, put before the names of all weights.
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 class Parameter(NamedTuple):
     """One published tensor and where it lives in the model."""
 
     layer: keras.Layer
-    variable: keras.Variable
+    variable: keras.Variable | None
+    """None where the layer has none, and always computes with `constant`."""
     component: str
     """The last component of its published name, such as weight, bias, running_mean."""
     shape: tuple[int, ...]
     """Of the published tensor, in PyTorch's layout."""
     to_published: Callable[[np.ndarray], np.ndarray]
     from_published: Callable[[np.ndarray], np.ndarray]
+    constant: float = 0.0
 
 
 def _kernel(layer: keras.Layer) -> Parameter:
@@ -109,8 +115,12 @@ def _parameters(own: Iterable[keras.Layer], model: str) -> list[Parameter]:
             if layer.use_bias:
                 vector(layer, layer.bias, "bias")
         elif isinstance(layer, layers.BatchNormalization):
-            vector(layer, layer.gamma, "weight")
-            vector(layer, layer.beta, "bias")
+            for variable, component, constant in (
+                (layer.gamma, "weight", 1.0),
+                (layer.beta, "bias", 0.0),
+            ):
+                vector(layer, layer.moving_mean, component)
+                found[-1] = found[-1]._replace(variable=variable, constant=constant)
             vector(layer, layer.moving_mean, "running_mean")
             vector(layer, layer.moving_variance, "running_var")
         elif layer.weights and not isinstance(layer, ImageNormalization):
@@ -163,7 +173,9 @@ def initialize(
         ) from error
 
 
-def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
+def load_weights(
+    model: keras.Model, path: str | os.PathLike[str], *, key: str | None = None
+) -> None:
     """Fills a model with the weights of a file.
 
     `.safetensors` and `.pth` files hold the published names and layouts of timm or torchvision.
@@ -171,22 +183,39 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
     another number of classes, which keeps its random start, as a warning says; the first
     convolution, to another number of input channels; and a model without classifier, which leaves
     the file's. Auxiliary heads, which exist for training only, may be in the file, the model, both
-    or neither. A `.pth` file is a pickle, but nothing in it is run.
+    or neither. Names that all begin with "module." or "_orig_mod.", as of DataParallel and compiled
+    models, lose that.
 
-    Mean and standard deviation of the input are taken from the file's metadata, where
-    `save_weights` has put them; or they are those that were published with the file, if its name
-    is that of published weights: "resnet50-0676ba61.pth", or "resnet50.a1_in1k.safetensors" for
-    what the hub has as "timm/resnet50.a1_in1k". Otherwise the model's stay as they are.
+    A `.pth` file (`.pth.tar` is the same) is a pickle, but nothing in it is run. It may be the
+    checkpoint of a training program, such as timm's train.py or torchvision's references, with much
+    else beside the weights. Then the moving average of the weights is taken if there is one, as
+    timm does: of "state_dict_ema", "model_ema", "state_dict" and "model" the first; or the only
+    dictionary of tensors, whatever its name. `key` names another.
+
+    Mean and standard deviation of the input, and what is known of the evaluation, are taken from
+    the file's metadata, where `save_weights` has put them; or they are those that were published
+    with the file, if its name is that of published weights: "resnet50-0676ba61.pth", or
+    "resnet50.a1_in1k.safetensors" for what the hub has as "timm/resnet50.a1_in1k". Otherwise the
+    model's stay as they are.
 
     `.weights.h5` files are Keras's own.
 
     Where "<path>.sha256" lies beside the file, the file must have that sum. Nothing of the model
     is changed unless the whole file fits.
 
+    Args:
+        model: built by kapps.
+        path: of the file.
+        key: of the dictionary of tensors in a `.pth` file: "state_dict" for timm's weights without
+            moving average.
+
     Raises:
-        InputError: the file is missing, damaged, or not of this model.
+        InputError: the file is missing, damaged, or not of this model; its numbers are too large
+            for the model's dtype; or there is nothing at `key`.
     """
     file = _weights_path(path, _READS)
+    if key is not None and not _is_pth(file):
+        raise InputError(f"{file}: key={key!r} is for .pth files; leave it out")
     if not file.is_file():
         raise InputError(
             f'no weights file {file}; `weights` takes None, "imagenet", the tag of other published '
@@ -194,38 +223,57 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
         )
     _check_sum(file)
     published = _index.find_file(file.name)
-    if published is not None and file.suffix == ".pth" and not _hub.name_matches(file, file.name):
+    if published is not None and _is_pth(file) and not _hub.name_matches(file, file.name):
         raise InputError(
             f"{file} is damaged: its SHA-256 does not begin as its name says; fetch it again"
         )
-    _load(model, file, published)
+    _load(model, file, published, key)
 
 
-def _load(model: keras.Model, file: Path, published: PublishedWeights | None) -> None:
+def _load(
+    model: keras.Model, file: Path, published: PublishedWeights | None, key: str | None = None
+) -> None:
     if file.name.endswith(".weights.h5"):
         _load_keras(model, file)
-        model.kapps_weights = None
+        model.kapps_weights = model.kapps_evaluation = None
         return
     metadata: dict[str, str] = {}
-    if file.suffix == ".pth":
-        tensors = read_pth(file)
+    if _is_pth(file):
+        tensors = read_pth(file, key)
     else:
         tensors, metadata = _read_safetensors(file)
     if "mean" in metadata and "std" in metadata:  # trained further, perhaps: not as published
         published = None
-        mean, std = (_numbers(metadata[key], key, file) for key in ("mean", "std"))
+        mean, std = (_numbers(metadata[name], name, file) for name in ("mean", "std"))
     elif published is not None:
         mean, std = list(published.mean), list(published.std)
     else:
         mean = std = []
-    assign(model, tensors, file)
+    evaluation = None
+    if "evaluation" in metadata:
+        evaluation = Evaluation.of_text(metadata["evaluation"], str(file))
+    assign(model, _unwrapped(tensors), file)
     normalization = next((x for x in _own(model) if isinstance(x, ImageNormalization)), None)
     if normalization is not None and mean:
         for variable, numbers in ((normalization.mean, mean), (normalization.std, std)):
             if len(numbers) != variable.shape[0]:
                 numbers = [sum(numbers) / len(numbers)] * variable.shape[0]
             variable.assign(numbers)
-    model.kapps_weights = published
+    model.kapps_weights, model.kapps_evaluation = published, evaluation
+
+
+def _is_pth(file: Path) -> bool:
+    return file.name.endswith((".pth", ".pth.tar"))
+
+
+def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors without what precedes the names of all of them, in any number and order."""
+    tensors = {name: value for name, value in tensors.items() if name not in _IGNORED}
+    while True:
+        wrapper = next((w for w in _WRAPPERS if all(name.startswith(w) for name in tensors)), None)
+        if wrapper is None or not tensors:
+            return tensors
+        tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
 
 
 def assign(model: keras.Model, tensors: dict[str, np.ndarray], source: Path) -> None:
@@ -246,7 +294,10 @@ def _load_keras(model: keras.Model, file: Path) -> None:
         with warnings.catch_warnings():
             # Keras only warns of a layer that it did not find in the file
             warnings.simplefilter("error", UserWarning)
+            warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)  # see below
             model.load_weights(file)
+        if not all(np.isfinite(weight).all() for weight in _half(model)):
+            raise ValueError("it has numbers beyond float16, of which the model is")
     except Exception as error:  # h5py and Keras raise many kinds
         model.set_weights(before)
         raise InputError(
@@ -255,12 +306,21 @@ def _load_keras(model: keras.Model, file: Path) -> None:
         ) from error
 
 
+def _half(model: keras.Model) -> list[np.ndarray]:
+    """The weights of float16, whose largest number is 65,504."""
+    weights = [keras.ops.convert_to_numpy(variable) for variable in model.weights]
+    return [weight for weight in weights if weight.dtype == np.float16]
+
+
 def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Writes a model's weights; the file appears whole or not at all.
 
     `.safetensors` files get the published names and layouts, so that timm or torchvision can load
-    them, with the input's mean and standard deviation (RGB, 0..1) as metadata. `.weights.h5` files
-    are Keras's own. "<path>.sha256" is written beside either: `sha256sum --check` reads it, and
+    them, with the input's mean and standard deviation (RGB, 0..1) as metadata, and with the
+    evaluation of the published weights that the model began with, for `eval_transform`. A batch
+    norm without scale, or without center, gets ones or zeros in their place, since PyTorch's has
+    both or neither. The same weights give the same bytes. `.weights.h5` files are Keras's own.
+    "<path>.sha256" is written beside either: `sha256sum --check` reads it, and
     `load_weights`.
 
     Raises:
@@ -274,9 +334,11 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
         return
     tensors = {
         published_name(parameter, model): np.ascontiguousarray(
-            parameter.to_published(keras.ops.convert_to_numpy(parameter.variable))
+            parameter.to_published(_value(parameter))
         )
         for parameter in published_parameters(model)
+        # PyTorch's batch norm has scale and center, or neither (affine=False).
+        if parameter.variable is not None or parameter.layer.scale or parameter.layer.center
     }
     metadata = {"format": "pt"}  # what timm's and Hugging Face's readers expect
     for layer in model.layers:
@@ -284,9 +346,37 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
             for key, variable in (("mean", layer.mean), ("std", layer.std)):
                 numbers = keras.ops.convert_to_numpy(variable)
                 metadata[key] = " ".join(str(float(number)) for number in numbers)
+    evaluation = evaluation_of(model)
+    if evaluation is not None:
+        metadata["evaluation"] = evaluation.text()
     safetensors = _safetensors()
     with _atomic_write_with_sum(file) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata)
+        _sort_metadata(temporary)
+
+
+def _value(parameter: Parameter) -> np.ndarray:
+    if parameter.variable is None:
+        return np.full(parameter.shape, parameter.constant, np.float32)
+    value = keras.ops.convert_to_numpy(parameter.variable)
+    # numpy has no bfloat16 of its own: float32 holds each of its numbers
+    return value.astype(np.float32) if value.dtype.name == "bfloat16" else value
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sorts the metadata of a .safetensors file, which its writer puts down in a random order.
+
+    Everything keeps its place: the header's length, and its tensors, are as they were.
+    """
+    with open(file, "r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise ValueError(f"the header of {file} grew from {length} to {len(text)} bytes")
+        stream.seek(8)
+        stream.write(text.ljust(length))
 
 
 @contextlib.contextmanager
@@ -350,13 +440,24 @@ def _match(
     random: dict[str, str] = {}  # classifiers for other classes, and what is to be said of them
     for key, value in tensors.items():
         path, _, component = key.rpartition(".")
-        if component == _IGNORED:
+        if component in _IGNORED:
             continue
         parameter = wanted.pop((layer_name(path), component), None)
         if parameter is None:
             unknown.append(key)
         elif value.dtype.kind != "f":
             problems.append(f"{key} is of {value.dtype}, not of floating point")
+        elif parameter.variable is None:
+            if value.shape != parameter.shape or not np.all(value == parameter.constant):
+                problems.append(
+                    f"{key} is not {parameter.constant:g} throughout, and layer "
+                    f"{parameter.layer.name!r} of the model has no such weights"
+                )
+        elif _overflows(value, parameter.variable):
+            problems.append(
+                f"{key} has numbers beyond {parameter.variable.dtype}, of which the model is: "
+                "build it under the dtype policy float32 or mixed_float16"
+            )
         elif value.shape == parameter.shape or _views_as(value.shape, parameter.shape):
             values.append((parameter.variable, parameter.from_published(value)))
         elif _is_head(parameter.layer) and value.shape[1:] == parameter.shape[1:]:
@@ -370,6 +471,7 @@ def _match(
         else:
             problems.append(f"shapes differ: {key}: {value.shape} in the file, ")
             problems[-1] += f"{parameter.shape} in the model"
+    wanted = {name: p for name, p in wanted.items() if p.variable is not None}
     untrained = list(dict.fromkeys(name for name, _ in wanted if _is_auxiliary(name, model)))
     unknown = [key for key in unknown if not _is_left_out(key, model)]
     missing = [f"{name}.{component}" for name, component in wanted if name not in untrained]
@@ -392,6 +494,14 @@ def _match(
             stacklevel=5,
         )
     return values
+
+
+def _overflows(value: np.ndarray, variable: keras.Variable) -> bool:
+    """Whether a number of the file becomes infinite in the model."""
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    if dtype not in ("float16", "float32") or np.finfo(dtype).max >= np.finfo(value.dtype).max:
+        return False
+    return bool(np.any(np.isfinite(value) & (np.abs(value) > np.finfo(dtype).max)))
 
 
 def _is_head(layer: keras.Layer) -> bool:

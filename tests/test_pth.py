@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_pth_goldens import GOLDENS, expected
+from make_pth_goldens import GOLDENS, expected, trained
 from pth_writer import (
     FORMS,
     WRAPPERS,
@@ -60,13 +60,121 @@ def test_many_tensors(form, tmp_path):
         np.testing.assert_array_equal(found[name], value)
 
 
+# What training programs write: see make_pth_goldens.py
+
+
+def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
+    return found.keys() == wanted.keys() and all(
+        np.array_equal(found[name], value) for name, value in wanted.items()
+    )
+
+
+def test_timms_checkpoint():
+    file = GOLDENS / "checkpoint_timm.pth"
+    assert same(read_pth(file), trained(average=True))
+    assert same(read_pth(file, "state_dict_ema"), trained(average=True))
+    assert same(read_pth(file, "state_dict"), trained())
+
+
+def test_torchvisions_checkpoint():
+    file = GOLDENS / "checkpoint_torchvision.pth"
+    average = {f"module.{name}": value for name, value in trained(average=True).items()}
+    assert same(read_pth(file), {"n_averaged": np.array(7), **average})
+    assert same(read_pth(file, "model"), trained())
+
+
+def test_the_only_dictionary_of_tensors_is_taken():
+    assert same(read_pth(GOLDENS / "checkpoint_tutorial.pth"), trained())
+
+
+ENTRY = b"}" + text("w") + tensor(storage()) + b"s"  # a dictionary of one tensor
+
+
+def checkpoint(form: str, **entries: bytes) -> bytes:
+    items = b"".join(text(name) + value + b"s" for name, value in entries.items())
+    return WRAPPERS[form](pickled(b"}" + items))
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("key", ["state_dict", "model"])
-def test_a_training_programs_checkpoint(form, key, tmp_path):
-    torch = pytest.importorskip("torch")
-    checkpoint = {"epoch": 3, "loss": 0.5, key: {"w": torch.ones(2, 3)}}
-    torch.save(checkpoint, tmp_path / "c.pth", _use_new_zipfile_serialization=form == "zip")
-    assert {k: v.tolist() for k, v in read_pth(tmp_path / "c.pth").items()} == {"w": [[1] * 3] * 2}
+def test_where_the_weights_lie(form, tmp_path):
+    file = tmp_path / "c.pth"
+
+    def says(match: str, key: str | None = None) -> None:
+        with pytest.raises(kapps.InputError, match=match) as error:
+            read_pth(file, key)
+        assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+
+    file.write_bytes(checkpoint(form, epoch=number(3), net=ENTRY, best=ENTRY))
+    says(r"several dictionaries of tensors, 'net', 'best': name .* key='net'\)$")
+    says("no dictionary of tensors at 'nut'; there are: 'net', 'best'$", "nut")
+    says("no dictionary of tensors at 'epoch'; there are", "epoch")
+    assert read_pth(file, "best")["w"].shape == (2, 3)
+    file.write_bytes(checkpoint(form, w=tensor(storage())))
+    says("none; leave the key out", "state_dict")
+    file.write_bytes(checkpoint(form, state_dict_ema=b"}", state_dict=ENTRY))
+    assert read_pth(file)["w"].shape == (2, 3)  # an average that was not begun is passed over
+
+
+def test_a_whole_module_is_named():
+    with pytest.raises(
+        kapps.InputError, match=r"a whole torch\..*Sequential at 'model'.*state_dict"
+    ):
+        read_pth(GOLDENS / "checkpoint_whole_model.pth")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_whole_file_may_be_a_module(form, tmp_path):
+    (tmp_path / "w.pth").write_bytes(WRAPPERS[form](pickled(b"cnet\nNet\n)\x81}b")))
+    with pytest.raises(kapps.InputError, match="a whole net.Net, and to load it"):
+        read_pth(tmp_path / "w.pth")
+
+
+OBJECTS = {
+    "reduced": b"cos\nsystem\n" + text("touch pwned") + b"\x85R",
+    "built": b"cargparse\nNamespace\n)\x81}" + text("lr") + b"Nsb",
+    "of protocol 0": b"(S'touch pwned'\nios\nsystem\n",
+    "of protocol 1": b"(cos\nsystem\n" + text("touch pwned") + b"o",
+    "of protocol 4": b"cnet\nNet\n)}\x92",
+    "a counter": b"ccollections\nCounter\n}\x85R" + text("x") + b"Ns",
+    "a list of its own": b"cnet\nList\n)\x81(NNe",
+    "a set": b"\x8f(K\x01\x90",
+    "a frozen set": b"(K\x01\x91",
+    "a key": b"}cnet\nNet\nNs",
+    "bytes": b"C\x03abc",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", OBJECTS)
+def test_what_lies_beside_the_weights_is_never_made(case, form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "system", lambda command: pytest.fail("it ran"))
+    file = tmp_path / "c.pth"
+    file.write_bytes(checkpoint(form, args=OBJECTS[case], state_dict=ENTRY))
+    assert list(read_pth(file)) == ["w"]
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_what_lies_beside_the_weights_is_not_read(tmp_path):
+    """An optimizer's state is twice as large as the weights."""
+    content = (GOLDENS / "checkpoint_timm.pth").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        last = max((m for m in archive.infolist() if "/data/" in m.filename), key=_number)
+        first = archive.getinfo(last.filename.rpartition("/")[0] + "/0")
+        places = [content.index(archive.read(m), m.header_offset) for m in (first, last)]
+    for place, readable in zip(places, (False, True), strict=True):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        (tmp_path / "w.pth").write_bytes(damaged)
+        if readable:
+            assert same(read_pth(tmp_path / "w.pth", "state_dict"), trained())
+        else:
+            with pytest.raises(kapps.InputError, match="CRC"):
+                read_pth(tmp_path / "w.pth", "state_dict")
+
+
+def _number(member: zipfile.ZipInfo) -> int:
+    return int(member.filename.rpartition("/")[2])
 
 
 # Files that say what they should not.

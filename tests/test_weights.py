@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,10 +18,13 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_pth_goldens import GOLDENS
+from make_pth_goldens import GOLDENS, trained
 from pth_writer import FORMS, write_pth
 
 import kapps
+from kapps.transform import Evaluation
+
+EVALUATION = Evaluation(224, 0.95, "bicubic", "center", 288, 1.0, "timm/resnet50.a1_in1k")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +32,22 @@ def model() -> keras.Model:
     return kapps.LeNet5()
 
 
+@pytest.fixture(scope="module")
+def mobile() -> keras.Model:
+    return kapps.MobileNetV3Small(input_shape=(32, 32, 3))
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory) -> bytes:
+    """Its .safetensors file."""
+    file = tmp_path_factory.mktemp("saved") / "w.safetensors"
+    kapps.save_weights(model, file)
+    return file.read_bytes()
+
+
 @pytest.fixture
-def tensors(model, tmp_path) -> dict[str, np.ndarray]:
-    kapps.save_weights(model, tmp_path / "good.safetensors")
-    return safetensors.numpy.load_file(tmp_path / "good.safetensors")
+def tensors(saved) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load(saved)
 
 
 def refused(model, path, match: str) -> None:
@@ -59,9 +75,8 @@ def test_published_names_and_layouts(tensors):
     }
 
 
-def test_names_with_dots_and_underscores(tmp_path):
-    net = kapps.MobileNetV3Small(input_shape=(32, 32, 3))
-    kapps.save_weights(net, tmp_path / "w.safetensors")
+def test_names_with_dots_and_underscores(mobile, tmp_path):
+    kapps.save_weights(mobile, tmp_path / "w.safetensors")
     names = set(safetensors.numpy.load_file(tmp_path / "w.safetensors"))
     assert {"conv_stem.weight", "blocks.0.0.se.conv_reduce.bias", "bn1.running_var"} <= names
 
@@ -103,13 +118,12 @@ def test_missing_extra_and_misshapen_are_all_named(model, tensors, tmp_path):
     )
 
 
-def test_the_same_layer_twice_is_refused(model, tensors, tmp_path):
-    net = kapps.MobileNetV3Small(input_shape=(32, 32, 3))
-    kapps.save_weights(net, tmp_path / "w.safetensors")
+def test_the_same_layer_twice_is_refused(mobile, tmp_path):
+    kapps.save_weights(mobile, tmp_path / "w.safetensors")
     tensors = safetensors.numpy.load_file(tmp_path / "w.safetensors")
     tensors["conv.stem.weight"] = tensors["conv_stem.weight"]
     safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
-    refused(net, tmp_path / "x.safetensors", "only in the file: conv(.|_)stem.weight")
+    refused(mobile, tmp_path / "x.safetensors", "only in the file: conv(.|_)stem.weight")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5"])
@@ -123,33 +137,39 @@ def test_damaged_files(model, suffix, tmp_path):
         refused(model, bad, "damaged|does not fit")
 
 
+@pytest.fixture(scope="module")
+def victim() -> keras.Model:
+    return kapps.LeNet5()
+
+
 @settings(max_examples=60, deadline=None)
 @given(position=st.integers(0, 700), value=st.integers(0, 255))
-def test_a_damaged_header_never_crashes(tmp_path_factory, position, value):
+def test_a_damaged_header_never_crashes(victim, saved, tmp_path_factory, position, value):
     """The header holds names, shapes and offsets; the tensors' bytes need a checksum."""
-    model = kapps.LeNet5()
-    file = tmp_path_factory.mktemp("w") / "w.safetensors"
-    kapps.save_weights(model, file)
-    content = bytearray(file.read_bytes())
+    file = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    content = bytearray(saved)
     content[position] = value
     file.write_bytes(content)
-    (file.parent / "w.safetensors.sha256").unlink()
     try:
-        kapps.load_weights(model, file)
+        kapps.load_weights(victim, file)
     except kapps.InputError as error:
         assert str(file) in str(error)
 
 
-def test_another_network(tmp_path):
-    kapps.save_weights(kapps.ShuffleNetV2_x0_5(), tmp_path / "w.safetensors")
-    refused(kapps.LeNet5(), tmp_path / "w.safetensors", "and [0-9]+ more.*another network")
-    kapps.save_weights(kapps.ShuffleNetV2_x0_5(), tmp_path / "w.weights.h5")
-    refused(kapps.LeNet5(), tmp_path / "w.weights.h5", "another model")
+def test_another_network(model, mobile, tmp_path):
+    for suffix, reason in (
+        (".safetensors", "and [0-9]+ more.*another network"),
+        (".weights.h5", "another model"),
+    ):
+        kapps.save_weights(mobile, tmp_path / f"w{suffix}")
+        refused(model, tmp_path / f"w{suffix}", reason)
 
 
 def test_unknown_suffix(model, tmp_path):
     for path in (tmp_path / "model.pt", "imagenet"):
-        with pytest.raises(kapps.InputError, match=r"\.safetensors, \.pth or \.weights\.h5"):
+        with pytest.raises(
+            kapps.InputError, match=r"\.safetensors, \.pth, \.pth\.tar or \.weights"
+        ):
             kapps.load_weights(model, path)
         with pytest.raises(kapps.InputError, match=r"\.safetensors or \.weights\.h5"):
             kapps.save_weights(model, path)
@@ -280,6 +300,214 @@ def test_pth_files(form, model, tensors, tmp_path):
 
 def test_pth_files_of_another_network(model):
     refused(model, GOLDENS / "zip.pth", "zip.pth does not fit LeNet5; only in the file: ")
+
+
+def small_net() -> keras.Model:
+    """The network of `make_pth_goldens.trained`."""
+    image = keras.Input((8, 8, 3))
+    x = marked(keras.layers.Conv2D(4, 3, use_bias=False, name="stem_conv"), "stem.conv")(image)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, marked(keras.layers.Dense(3, name="fc"), "fc", head=True)(x))
+
+
+def is_filled(net: keras.Model, average: bool = False) -> bool:
+    wanted = trained(average)
+    kernel, dense, bias = net.get_weights()
+    return (
+        np.array_equal(kernel.transpose(3, 2, 0, 1), wanted["stem.conv.weight"])
+        and np.array_equal(dense.T, wanted["fc.weight"])
+        and np.array_equal(bias, wanted["fc.bias"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "key", "average"),
+    [
+        ("timm", None, True),
+        ("timm", "state_dict", False),
+        ("torchvision", None, True),  # its names begin with "module."
+        ("torchvision", "model", False),
+        ("tutorial", None, False),
+        ("parallel", None, False),  # and these with "_orig_mod.module."
+    ],
+)
+def test_checkpoints_of_training_programs(checkpoint, key, average):
+    net = small_net()
+    kapps.load_weights(net, GOLDENS / f"checkpoint_{checkpoint}.pth", key=key)
+    assert is_filled(net, average)
+
+
+def test_a_key_that_is_not_there(model, tmp_path):
+    net = small_net()
+    file = GOLDENS / "checkpoint_timm.pth"
+    with pytest.raises(kapps.InputError, match="tensors at 'model'; there are: 'state_dict', 'sta"):
+        kapps.load_weights(net, file, key="model")
+    kapps.save_weights(model, tmp_path / "w.safetensors")
+    with pytest.raises(kapps.InputError, match=r"key='model' is for \.pth files; leave it out"):
+        kapps.load_weights(model, tmp_path / "w.safetensors", key="model")
+
+
+def test_timms_name_of_a_checkpoint_and_wrapped_names_elsewhere(tmp_path):
+    shutil.copy(GOLDENS / "checkpoint_timm.pth", tmp_path / "model_best.pth.tar")
+    net = small_net()
+    kapps.load_weights(net, tmp_path / "model_best.pth.tar")
+    assert is_filled(net, average=True)
+    wrapped = {f"module._orig_mod.{name}": value for name, value in trained().items()}
+    safetensors.numpy.save_file(wrapped, tmp_path / "w.safetensors")
+    kapps.load_weights(net, tmp_path / "w.safetensors")
+    assert is_filled(net)
+    wrapped["fc.bias"] = wrapped.pop("module._orig_mod.fc.bias")  # of one only: no wrapper
+    safetensors.numpy.save_file(wrapped, tmp_path / "w.safetensors")
+    refused(net, tmp_path / "w.safetensors", "only in the file: module._orig_mod.")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5"])
+def test_the_same_weights_give_the_same_bytes(suffix, model, tmp_path):
+    files = [tmp_path / f"{i}{suffix}" for i in range(6)]
+    model.kapps_evaluation = EVALUATION  # five entries in the metadata have 120 orders
+    for file in files:
+        kapps.save_weights(model, file)
+    del model.kapps_evaluation
+    assert len({file.read_bytes() for file in files}) == 1
+    kapps.load_weights(model, files[0])
+    if suffix == ".safetensors":  # or another process would have another order
+        length, content = int.from_bytes(files[0].read_bytes()[:8], "little"), files[0].read_bytes()
+        header = json.loads(content[8 : 8 + length])
+        assert list(header["__metadata__"]) == ["evaluation", "format", "mean", "std"]
+        assert list(header) == ["__metadata__", *sorted(header.keys() - {"__metadata__"})]
+
+
+def test_the_metadata_may_be_of_any_text(tmp_path):
+    """The header is written once more, and must keep its length."""
+    net = small_net()
+    net.kapps_evaluation = dataclasses.replace(EVALUATION, source='\u00e9\u4e2d"\\\n\x7f\x01')
+    kapps.save_weights(net, tmp_path / "w.safetensors")
+    other = small_net()
+    kapps.load_weights(other, tmp_path / "w.safetensors")
+    assert other.kapps_evaluation == net.kapps_evaluation
+
+
+# Batch norm without scale or center, which PyTorch has only together
+
+
+def normalized(scale: bool, center: bool) -> keras.Model:
+    image = keras.Input((4, 4, 3))
+    layer = keras.layers.BatchNormalization(scale=scale, center=center, name="bn")
+    net = keras.Model(image, marked(layer, "bn")(image))
+    random = np.random.default_rng(0)
+    net.set_weights([random.uniform(0.5, 2, w.shape) for w in net.get_weights()])
+    return net
+
+
+@pytest.mark.parametrize(("scale", "center"), [(True, False), (False, True), (False, False)])
+def test_batch_norm_without_scale_or_center(scale, center, tmp_path):
+    file = tmp_path / "w.safetensors"
+    net = normalized(scale, center)
+    kapps.save_weights(net, file)
+    tensors = safetensors.numpy.load_file(file)
+    statistics = {"bn.running_mean", "bn.running_var"}
+    assert tensors.keys() == statistics | ({"bn.weight", "bn.bias"} if scale or center else set())
+    assert scale or not center or tensors["bn.weight"].tolist() == [1, 1, 1]
+    assert center or not scale or tensors["bn.bias"].tolist() == [0, 0, 0]
+    # a full batch norm with these numbers computes the same
+    full = normalized(True, True)
+    kapps.save_weights(full, tmp_path / "full.safetensors")
+    tensors = {"bn.weight": np.ones(3, "f"), "bn.bias": np.zeros(3, "f"), **tensors}
+    safetensors.numpy.save_file(tensors, tmp_path / "full.safetensors")
+    (tmp_path / "full.safetensors.sha256").unlink()
+    kapps.load_weights(full, tmp_path / "full.safetensors")
+    x = np.random.default_rng(1).standard_normal((2, 4, 4, 3)).astype("f")
+    np.testing.assert_allclose(logits(full, x), logits(net, x), rtol=1e-6)
+    # and both files fill one without
+    for name in ("w", "full"):
+        again = normalized(scale, center)
+        again.set_weights([np.ones_like(w) for w in again.get_weights()])
+        kapps.load_weights(again, tmp_path / f"{name}.safetensors")
+        for a, b in zip(again.get_weights(), net.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_scale_that_the_layer_has_not_is_refused(tmp_path):
+    net = normalized(False, True)
+    kapps.save_weights(normalized(True, True), tmp_path / "w.safetensors")
+    refused(
+        net, tmp_path / "w.safetensors", "bn.weight is not 1 throughout, and layer 'bn' of the mod"
+    )
+    tensors = safetensors.numpy.load_file(tmp_path / "w.safetensors")
+    del tensors["bn.bias"]
+    safetensors.numpy.save_file(tensors, tmp_path / "b.safetensors")
+    refused(normalized(False, True), tmp_path / "b.safetensors", "only in the model: bn.bias;")
+
+
+# Other dtypes than float32
+
+
+@pytest.fixture
+def policy():
+    """Sets Keras's dtypes; a test leaves none behind."""
+    before = keras.config.floatx(), keras.config.dtype_policy()
+
+    def set_to(name: str) -> None:
+        if name.startswith("floatx "):  # as by keras.json
+            keras.config.set_floatx(name.removeprefix("floatx "))
+            keras.config.set_dtype_policy(keras.config.floatx())
+        else:
+            keras.config.set_dtype_policy(name)
+
+    yield set_to
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".weights.h5"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("mixed_float16", 0),
+        ("mixed_bfloat16", 0),
+        ("floatx float64", 0),
+        ("floatx float16", 2**-11),
+        ("bfloat16", 2**-8),
+    ],
+)
+def test_weights_go_from_float32_to_another_dtype_and_back(
+    name, precision, suffix, model, policy, tmp_path
+):
+    first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
+    kapps.save_weights(model, first)
+    policy(name)
+    other = kapps.LeNet5(weights=first)
+    kapps.save_weights(other, second)
+    exact = kapps.LeNet5(weights=second)  # what was saved of a dtype fills it without a loss
+    for a, b in zip(exact.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    policy("floatx float32")
+    again = kapps.LeNet5(weights=second)
+    for a, b in zip(again.get_weights(), model.get_weights(), strict=True):
+        assert a.dtype == np.float32
+        # float16 loses what is below 6e-8
+        np.testing.assert_allclose(a, b, rtol=precision, atol=6e-8 if precision else 0)
+
+
+def test_numbers_beyond_the_models_dtype_are_refused(policy, tmp_path):
+    tensors = trained()
+    tensors["fc.bias"][1] = 70_000
+    file = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file(tensors, file)
+    policy("floatx float16")
+    refused(
+        small_net(), file, "fc.bias has numbers beyond float16, of which the model is: build it"
+    )
+    policy("mixed_float16")  # whose weights are of float32
+    large = small_net()
+    kapps.load_weights(large, file)
+    kapps.save_weights(large, tmp_path / "w.weights.h5")
+    policy("floatx float16")
+    refused(small_net(), tmp_path / "w.weights.h5", "numbers beyond float16")
+    policy("floatx float32")
+    tensors["fc.bias"] = np.array([1, 1e39, 0])
+    safetensors.numpy.save_file(tensors, file)
+    refused(small_net(), file, "fc.bias has numbers beyond float32")
 
 
 def raw_safetensors(tensors: dict[str, tuple[str, np.ndarray]]) -> bytes:
