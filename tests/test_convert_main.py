@@ -9,8 +9,10 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -18,7 +20,8 @@ from PIL import Image
 from programs import run_here
 
 import kapps
-from kapps.tflite import read_metadata
+from kapps import InputError
+from kapps.tflite import Runner, keras_file, read_metadata
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +168,103 @@ def test_convert_named_weights_with_a_flat_folder(folder, capsys):
     assert "of 4 images" in answer.stdout
 
 
+def test_arguments_of_the_network(folder, capsys):
+    model = kapps.CifarResNet(depth=8, input_shape=(32, 32, 3), classes=10)
+    kapps.save_weights(model, folder / "eight.safetensors")
+    output, tmp = folder / "eight.tflite", shlex.quote(str(folder))
+    answer = run_here(
+        "tflite.programs.convert",
+        f"--model=CifarResNet --arguments=depth=8 --weights={tmp}/eight.safetensors "
+        f"--image_size=32 --classes=10 --calibration=folder:{tmp}/flat --output={output}",
+        capsys,
+    )
+    assert not answer.code, answer.stderr
+    images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype="uint8")
+    expected = model(images.astype("float32"), training=False)
+    np.testing.assert_allclose(Runner(output).predict(images), expected, atol=1e-5)
+
+
+def test_a_keras_file_in_a_process_of_its_own(folder):
+    """What reads the file is not the process that the user started."""
+    model = kapps.LeNet5(input_shape=(32, 32, 3), classes=10)
+    model.save(folder / "net.keras")
+    flags = [f"--keras={folder}/net.keras", f"--calibration=folder:{folder}/flat"]
+    command = [sys.executable, "-X", "importtime", "-m", "kapps.tflite.programs.convert", *flags]
+    command += [f"--output={folder}/saved.tflite", f"--labels={folder}/labels.txt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}/saved.tflite: float32, " in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"tensorflow", "keras"}  # -X is not passed on: these are the parent's
+    metadata = read_metadata(folder / "saved.tflite")
+    assert metadata.labels[3] == "class 3"
+    digest = hashlib.sha256((folder / "net.keras").read_bytes()).hexdigest()
+    assert (metadata.weights_name, metadata.weights_sha256) == ("net.keras", digest)
+    images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype="uint8")
+    expected = model(images.astype("float32"), training=False)
+    found = Runner(folder / "saved.tflite").predict(images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def _saved(path, layer):
+    """A .keras file with this layer in it."""
+    image = keras.Input((8, 8, 3))
+    x = layer(keras.layers.GlobalAveragePooling2D()(image))
+    keras.Model(image, keras.layers.Dense(2, activation="softmax")(x), name="odd").save(path)
+
+
+class _Own(keras.layers.Layer):
+    def call(self, x):
+        return x
+
+
+def _double(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (keras.layers.Lambda(lambda x: 2 * x), "has a Lambda layer, which is code, and is not run"),
+        (keras.layers.Lambda(_double), "has a Lambda layer, which is code, and is not run"),
+        (_Own(), "has a layer of class '_Own', which neither Keras nor kapps knows"),
+    ],
+)
+def test_a_keras_file_that_is_refused(layer, message, tmp_path, monkeypatch):
+    path = tmp_path / "odd.keras"
+    _saved(path, layer)
+    with pytest.raises(RuntimeError, match="in a process with limits only"):
+        keras_file.load(str(path))
+    monkeypatch.setattr(keras_file, "_limited", True)  # it is ours
+    with pytest.raises(InputError, match=f"{path} {message}"):
+        keras_file.load(str(path))
+
+
+def test_a_keras_file_that_asks_for_all_memory(tmp_path):
+    _saved(tmp_path / "small.keras", keras.layers.Dense(7, name="seven"))
+    path = tmp_path / "large.keras"
+    with zipfile.ZipFile(tmp_path / "small.keras") as small, zipfile.ZipFile(path, "w") as large:
+        for name in small.namelist():
+            content = small.read(name)
+            large.writestr(name, content.replace(b'"units": 7', b'"units": 70000000000'))
+    command = [sys.executable, "-m", "kapps.tflite.programs.convert", f"--keras={path}"]
+    command += [f"--calibration=folder:{tmp_path}", f"--output={tmp_path}/x.tflite"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    lines = [line for line in done.stderr.splitlines() if ": error: " in line]
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"kapps-convert: error: {path} "), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "x.tflite").exists()
+
+
+def test_a_keras_file_that_takes_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["kapps-convert", "--output=x.tflite"])
+    _saved(tmp_path / "net.keras", keras.layers.Dropout(0.5))
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"net.keras: took over 0.5 s and was ended"):
+        keras_file.start_anew("convert", str(tmp_path / "net.keras"), time_limit=0.5)
+    assert time.monotonic() - started < 60
+
+
 def test_published_weights_tell_licence_and_file(folder, monkeypatch, capsys):
     published = kapps.list_weights("MobileNetV3Small")[0]
     weights = folder / "model.safetensors"  # as in the hub's cache
@@ -223,6 +323,19 @@ def test_published_weights_tell_licence_and_file(folder, monkeypatch, capsys):
             "convert --output={tmp}/x.tflite --model=LeNet5 --classes=7 --image_size=32 "
             "--weights={tmp}/run/weights.safetensors --calibration=folder:{tmp}/flat",
             "has 10 classes and the model 7",
+        ),
+        ("convert --output={tmp}/x.tflite --keras={tmp}/none.keras", "no such file: {tmp}/none"),
+        (
+            "convert --output={tmp}/x.tflite --keras={tmp}/labels.txt",
+            "labels.txt is no .keras file",
+        ),
+        (
+            "convert --output={tmp}/x.tflite --model=LeNet5 --weights=x --arguments=pool=max",
+            "unknown argument of LeNet5 'pool'; did you mean pooling",
+        ),
+        (
+            "convert --output={tmp}/x.tflite --workdir={tmp}/run --arguments=pooling=max",
+            "a run knows its own",
         ),
         ("compare --workdir={tmp}/run", "FILE... must be given"),
         (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -280,6 +282,16 @@ def test_text(inspections):
     assert "none of" in str(inspections["float"])
 
 
+def test_the_page_of_a_long_chain_takes_no_longer_than_the_chain(inspections):
+    """Half a minute for 8,000 operations, when each asked for the oldest runtime of all."""
+    short = inspections["float"]
+    graph = short.subgraphs[0]
+    chain = dataclasses.replace(graph, operations=graph.operations[:1] * 8000)
+    start = time.process_time()
+    assert "8000" in str(dataclasses.replace(short, subgraphs=(chain,)))
+    assert time.process_time() - start < 2
+
+
 def _run(*arguments):
     command = [sys.executable, "-m", "kapps.tflite.programs.inspect", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -304,6 +316,30 @@ def test_the_program(files, tmp_path):
     answer = _run()
     assert answer.returncode == 2
     assert answer.stderr == "kapps-inspect: error: FILE... must be given; --help says more\n"
+
+
+def test_a_file_for_images_of_any_size(tmp_path):
+    path = tmp_path / "any.tflite"
+    path.write_bytes(crafted_file([1, 12], any_size=True))
+    i = inspect(path)
+    assert [op.name for op in i.operations] == ["AVERAGE_POOL_2D", "RESHAPE"]
+    assert i.failure.startswith("takes an input of ?x?x?x3, which is no size: give one, such as")
+    assert "  input       float32 ?x?x?x3  not quantized" in str(i)
+    assert "delegate    not tried: takes an input of ?x?x?x3" in str(i)
+    sized = inspect(path, input_shape=(1, 4, 4, 3))
+    assert (sized.failure, sized.pieces) == ("", 1)
+    answer = _run("--input_shape=1,4,4,3", path)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "1 piece, none of 2 operations outside" in answer.stdout
+    with pytest.raises(InputError, match=r"any\.tflite takes an input of \?x\?x\?x3, not 1x4x4x1"):
+        inspect(path, input_shape=(1, 4, 4, 1))
+    with pytest.raises(InputError, match=r"any\.tflite does not run on an input of 1,8,8,3: "):
+        inspect(path, input_shape=(1, 8, 8, 3))
+    with pytest.raises(InputError, match=r"expected whole numbers above 0, not \[1, 0\]"):
+        inspect(path, input_shape=(1, 0))
+    fixed = tmp_path / "fixed.tflite"
+    fixed.write_bytes(crafted_file([1, 12]))
+    assert inspect(fixed, input_shape=(1, 224, 224, 3)).pieces == 1  # it has a size
 
 
 @pytest.mark.parametrize("mean", [float("nan"), float("inf")])
@@ -331,9 +367,9 @@ def test_an_error_in_the_flatbuffer_is_the_one_that_is_told(tmp_path, monkeypatc
     path = tmp_path / "a.tflite"
     path.write_bytes(crafted_file([1, 12], reads=(1, 9999)))
 
-    def refuse(path, threads):
+    def refuse(path, threads, input_shape):
         raise InputError(f"{path}: Encountered unresolved custom op: X")
 
     monkeypatch.setattr(task, "load_interpreter", refuse)
     with pytest.raises(InputError, match="tensor 9999 of 4 is referred to"):
-        task.work({"path": str(path)}, lambda **message: None)
+        task.work({"path": str(path), "input_shape": None}, lambda **message: None)

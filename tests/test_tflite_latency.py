@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from tflite_crafted import crafted_file
 
 from kapps import InputError
 from kapps.tflite import child, measure
-from kapps.tflite.measurement import latency
+from kapps.tflite.interpreter import load_interpreter
+from kapps.tflite.measurement import latency, latency_task
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -106,10 +108,48 @@ def test_samples_do_not_pass_as_text(tmp_path):
     path, messages = tmp_path / "a.tflite", []
     path.write_bytes(crafted_file([1, 12]))
     request = {"paths": [str(path)], "folder": str(tmp_path), "threads": 1, "warmup": 0}
-    request |= {"min_runs": 20_000, "min_seconds": 0, "turn_ms": 50}
+    request |= {"min_runs": 20_000, "min_seconds": 0, "turn_ms": 50, "input_shape": None}
     child.run("measurement.latency_task", request, time_limit=60, on_message=messages.append)
     assert len(np.load(tmp_path / "0.npy")) >= 20_000
     assert len(json.dumps(messages)) < 20_000
+
+
+def test_the_place_of_a_file_does_not_count(tmp_path, monkeypatch):
+    """The first one is not charged for the start of the runtime."""
+    path = tmp_path / "a.tflite"
+    path.write_bytes(crafted_file([1, 12]))
+    loads = []
+
+    def load(*arguments):
+        if not loads:
+            time.sleep(0.2)
+        loads.append(arguments)
+        return load_interpreter(*arguments)
+
+    monkeypatch.setattr(latency_task, "load_interpreter", load)
+    request = {"paths": [str(path)] * 3, "folder": str(tmp_path), "threads": 1, "warmup": 0}
+    request |= {"min_runs": 1, "min_seconds": 0, "turn_ms": 1, "input_shape": None}
+    results = latency_task.work(request, lambda **message: None)
+    assert all(0 < result["initialization_ms"] < 100 for result in results)
+
+
+def test_a_file_for_images_of_any_size(tmp_path):
+    path = tmp_path / "any.tflite"
+    path.write_bytes(crafted_file([1, 12], any_size=True))
+    with pytest.raises(InputError, match=r"any\.tflite takes an input of \?x\?x\?x3, which is no"):
+        measure([path], min_runs=1, min_seconds=0)
+    (result,) = measure([path], min_runs=1, min_seconds=0, input_shape=(1, 4, 4, 3))
+    assert result.p50_ms > 0
+    assert result.peak_memory_mb > 0
+
+
+def test_a_result_is_shown_without_its_samples(tmp_path):
+    path = tmp_path / "a.tflite"
+    path.write_bytes(crafted_file([1, 12]))
+    (result,) = measure([path], min_runs=1000, min_seconds=0)
+    assert result.runs >= 1000
+    assert "runs=" in repr(result)
+    assert len(repr(result)) < 1500
 
 
 def test_nothing_to_measure():

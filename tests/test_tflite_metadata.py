@@ -13,14 +13,16 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers
+from tflite_plain import plain_file
 
 from kapps import InputError
-from kapps.tflite import Metadata, read_metadata
+from kapps.tflite import Metadata, Runner, read_metadata
 from kapps.tflite import metadata as metadata_module
 from kapps.tflite.metadata import (
     BUFFER_NAME,
     LABEL_FILE,
     WEIGHTS_FILE,
+    pixels_to_input,
     weights_sha256,
     with_metadata,
 )
@@ -263,3 +265,47 @@ def test_buffer_name_is_the_one_that_readers_look_for():
     model = schema.Model.GetRootAs(content, 0)
     names = [model.Metadata(i).Name() for i in range(model.MetadataLength())]
     assert names == [BUFFER_NAME.encode()] == [b"TFLITE_METADATA"]
+
+
+# The normalization that a file asks for.
+
+
+def _asking(**changes):
+    return dataclasses.replace(METADATA, **changes)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "dtype", "quantization", "expected"),
+    [
+        (None, "float32", (0.0, 0), [0, 51, 255]),
+        (_asking(mean=(127.5,), std=(127.5,)), "float32", (0.0, 0), [-1, -0.6, 1]),
+        (_asking(mean=(), std=(255.0,)), "float32", (0.0, 0), [0, 0.2, 1]),
+        (_asking(mean=(0.0, 51.0, 5.0), std=(1.0, 2.0, 50.0)), "float32", (0.0, 0), [0, 0, 5]),
+        (_asking(mean=(0.0,), std=(255.0,)), "int8", (1 / 255, -128), [-128, -77, 127]),
+        (_asking(mean=(127.5,), std=(127.5,)), "uint8", (2 / 255, 128), [0, 51, 255]),
+        (None, "uint8", (1 / 255, 0), [0, 51, 255]),
+        (None, "int16", (255 / 32767, 0), [0, 6553, 32767]),
+    ],
+)
+def test_pixels_become_what_the_file_asks_for(metadata, dtype, quantization, expected):
+    pixels = np.array([[[[0, 51, 255]]]], "uint8")
+    value = pixels_to_input(pixels, metadata, dtype, quantization)
+    assert value.dtype == dtype
+    np.testing.assert_allclose(value[0, 0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"mean": (1.0, 2.0)}, {"std": (0.0,)}])
+def test_a_normalization_that_is_none_is_refused(changes):
+    with pytest.raises(InputError, match="metadata states mean"):
+        pixels_to_input(np.zeros((1, 2, 2, 3), "uint8"), _asking(**changes), "float32")
+
+
+def test_a_runner_obeys_the_metadata(tmp_path):
+    """A network that wants -1..1, with metadata that says so, is given just that."""
+    content = plain_file(lambda image: image[:, 0, 0] * 2, (1, 2, 2, 3))
+    (tmp_path / "plain.tflite").write_bytes(content)
+    stated = with_metadata(content, _asking(mean=(127.5,), std=(127.5,)))
+    (tmp_path / "stated.tflite").write_bytes(stated)
+    images = np.full((1, 2, 2, 3), 255, "uint8")
+    np.testing.assert_array_equal(Runner(tmp_path / "plain.tflite").predict(images), [[510] * 3])
+    np.testing.assert_array_equal(Runner(tmp_path / "stated.tflite").predict(images), [[2] * 3])

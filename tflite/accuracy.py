@@ -82,25 +82,21 @@ class Description:
 def describe(path: str | os.PathLike[str], *, time_limit: float = 60.0) -> Description:
     """What the classifier of color images at `path` is.
 
-    That int8 came from quantization-aware training is not seen in the tensors: "qat" as a word of
-    the file's name, or "quantization-aware" in its description, says it.
+    Its variant is what `kapps.tflite.file_facts.variant` tells of the file, its name and its
+    description.
 
     Raises:
         InputError: it is no such file, or it kills the interpreter.
     """
     path = _existing(path)
-    request = {"path": str(path.resolve()), "threads": 1}
+    request = {"path": str(path.resolve()), "stem": path.stem, "threads": 1}
     found = child.run("accuracy_task", request, time_limit=time_limit)
     shape = found["input_shape"]
     if shape[0] != 1 or shape[3] != 3:
         raise InputError(f"{path} takes {shape}: expected one color image, [1, height, width, 3]")
-    variant = found["quantization"]
-    said = f"{path.stem} {found['name']} {found['description']}".replace("_", " ")
-    if variant == "int8" and re.search(r"\bqat\b|quantization[- ]aware", said, re.IGNORECASE):
-        variant = "int8-qat"
     name = one_line(found["name"] or model_and_variant(path.name)[0]) or "?"
     return Description(
-        name, variant, (shape[1], shape[2]), found["classes"], tuple(found["labels"])
+        name, found["variant"], (shape[1], shape[2]), found["classes"], tuple(found["labels"])
     )
 
 

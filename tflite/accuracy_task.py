@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from kapps._errors import InputError
+from kapps.tflite import file_facts
 from kapps.tflite.interpreter import Runner
-from kapps.tflite.metadata import Metadata, read_metadata
+from kapps.tflite.metadata import Metadata
 
 _TOP = 5  # classes
 
@@ -22,7 +22,7 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     emit(at=path)
     runner = Runner(path, threads=request["threads"])
     if "images" not in request:
-        return _description(runner, path)
+        return _description(runner, path, request["stem"])
     images = np.load(request["images"], allow_pickle=False, mmap_mode="r")
     best = []
     for index, image in enumerate(images):
@@ -35,11 +35,9 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     return {"best": best}
 
 
-def _description(runner: Runner, path: str) -> dict[str, Any]:
-    try:
-        metadata = read_metadata(path)
-    except InputError:
-        metadata = Metadata(name="", labels=())
+def _description(runner: Runner, path: str, stem: str) -> dict[str, Any]:
+    metadata = runner.metadata or Metadata(name="", labels=())
+    graph = file_facts.read_graph(Path(path).read_bytes())
     runner.predict(np.zeros((1, *runner.input_shape[1:]), np.uint8))
     shape = runner.output_shape
     if len(shape) != 2 or shape[0] != 1:
@@ -50,28 +48,5 @@ def _description(runner: Runner, path: str) -> dict[str, Any]:
         "labels": list(metadata.labels),
         "input_shape": list(runner.input_shape),
         "classes": shape[1],
-        "quantization": _quantization(path),
+        "variant": file_facts.variant(graph, stem, metadata.name, metadata.description),
     }
-
-
-def _quantization(path: str) -> str:
-    """As `kapps.tflite.convert` calls it, from the types of the tensors between input and output.
-
-    Without delegates, which bring tensors of their own.
-    """
-    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    interpreter = Interpreter(os.fsencode(path), experimental_op_resolver_type=plain)
-    ends = {
-        end["index"]
-        for end in (*interpreter.get_input_details(), *interpreter.get_output_details())
-    }
-    types = {
-        np.dtype(tensor["dtype"]).name
-        for tensor in interpreter.get_tensor_details()
-        if tensor["index"] not in ends
-    }
-    if "int16" in types:
-        return "int16x8"
-    if types & {"int8", "uint8"}:  # uint8: of TensorFlow 1
-        return "dynamic" if "float32" in types else "int8"
-    return "float16" if "float16" in types else "float32"

@@ -109,6 +109,19 @@ def check_time_limit(seconds: float) -> None:
         )
 
 
+def check_input_shape(shape: Sequence[int] | None) -> list[int] | None:
+    """The shape as a list of whole numbers above 0.
+
+    Raises:
+        InputError: it is none.
+    """
+    if shape is None:
+        return None
+    if not shape or not all(type(n) is int and 0 < n < 1 << 31 for n in shape):
+        raise InputError(f"input_shape: expected whole numbers above 0, not {list(shape)}")
+    return list(shape)
+
+
 def one_line(text: object) -> str:
     """The text as one printable line of at most 500 characters, whatever a file put into it."""
     line = printable(text)
@@ -318,7 +331,7 @@ def _be_child(
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(writer, 3)
         os.closerange(4, 1024)  # among them the server's pipes
-        memory = _limit_resources()
+        memory = limit_resources()
         at = ""
 
         def emit(**message: object) -> None:
@@ -349,15 +362,19 @@ def _be_child(
     os._exit(code)  # nothing of the server is to be flushed or closed here
 
 
-def _limit_resources() -> int:
-    """Bytes of address space that are left to this process."""
+def limit_resources(memory: int = MEMORY_LIMIT) -> int:
+    """Limits this process for good: so many bytes of address space, files of 2 GiB, no core dump.
+
+    Returns:
+        The bytes of address space that are left to it.
+    """
     import resource
 
     limit = 0
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, FILE_LIMIT),
-        (resource.RLIMIT_AS, MEMORY_LIMIT),
+        (resource.RLIMIT_AS, memory),
     ):
         hard = resource.getrlimit(kind)[1]  # what may not be raised
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)

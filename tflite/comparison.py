@@ -10,11 +10,12 @@ error alone. The second one says which layer is to blame.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from keras import layers
 
 from kapps._errors import InputError
 from kapps.tflite import child
+from kapps.tflite.file_facts import TUNED
+from kapps.tflite.metadata import Metadata, pixels_to_input
 from kapps.tflite.passes import run_passes
 from kapps.tflite.passes.graph import rebuild
 
@@ -40,7 +43,6 @@ LIMITS = {
     "int16x8": 0.05,  #  0.0091
 }
 
-_TUNED = "/quant_"  # what quantization-aware training puts before the names of layers with kernels
 
 StandsFor = dict[str, tuple[str, "np.ndarray | float"]]
 """See `quantized_graph.stands_for`."""
@@ -149,6 +151,22 @@ class Comparison:
             )
         return "\n".join(lines)
 
+    def figures(self) -> dict[str, Any]:
+        """As JSON, which has no infinity and no not-a-number: null stands for them."""
+        return {
+            "quantization": self.quantization,
+            "images": self.images,
+            "agrees": self.agrees,
+            "parts_at": self.parts_at and self.parts_at.layer,
+            "layers": [
+                {
+                    key: None if isinstance(value, float) and not math.isfinite(value) else value
+                    for key, value in asdict(error).items()
+                }
+                for error in self.worst_first
+            ],
+        }
+
 
 def compare_layers(
     model: keras.Model,
@@ -183,8 +201,10 @@ def compare_layers(
             "comparison_task", {"file": os.fspath(path), "folder": name}, time_limit=time_limit
         )
         quantization = answer["quantization"]
+        # What the app does to the pixels is in the graph of neither the file nor the model.
+        said = Metadata("", (), mean=tuple(answer["mean"]), std=tuple(answer["std"]))
         stands_for: StandsFor = {}
-        if any(_TUNED in tensor["name"] for tensor in answer["tensors"]):
+        if any(TUNED in tensor["name"] for tensor in answer["tensors"]):
             exported, stands_for = _as_tuned(model)
         else:
             exported = run_passes(model, quantization=quantization)
@@ -199,7 +219,7 @@ def compare_layers(
         sums = {name: _Sum() for name in found}
         for index, image in enumerate(images):
             with np.load(folder / f"{index}.npz", allow_pickle=False) as saved:
-                _add(sums, found, tapped, taps, image, saved)
+                _add(sums, found, tapped, taps, pixels_to_input(image, said, "float32"), saved)
     errors = tuple(
         _layer_error(exported.get_layer(name), found[name], sums[name]) for name in found
     )
@@ -310,7 +330,7 @@ def _match(
     order = {name: index for index, name in enumerate(taps)}
     found: dict[str, dict[str, Any]] = {}
     for tensor in tensors:
-        own = tensor["name"].replace(_TUNED, "/") if stands_for else tensor["name"]
+        own = tensor["name"].replace(TUNED, "/") if stands_for else tensor["name"]
         names = [name for name in layers_in(own, model) if name in order]
         if tensor["number"] == output:
             names = [model.output_names[0]] if model.output_names[0] in order else []
@@ -357,8 +377,8 @@ def _add(
     image: np.ndarray,
     saved: Any,
 ) -> None:
-    """Runs the model on one image, as it is and on the file's tensors, and adds up the errors."""
-    pixels = image[None].astype("float32")
+    """Runs the model on one image (float32), as it is and on the file's tensors; adds up errors."""
+    pixels = image[None]
     for tap in taps.values():
         tap.forced = None
     tapped(pixels, training=False)

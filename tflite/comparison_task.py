@@ -15,6 +15,8 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from kapps._errors import InputError
+from kapps.tflite.file_facts import quantization, read_graph
+from kapps.tflite.metadata import find_metadata, pixels_to_input
 
 _MOST_BYTES = 1 << 30  # of all tensors, for one image; EfficientNetB7 at 600 px takes a third
 
@@ -30,7 +32,8 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     Returns:
         `tensors`, in the order in which they are computed: for each its number, name, shape,
         operation, and scale and zero_point (None for floats); `output`, the number of the file's
-        output; and `quantization`, as `convert` calls it.
+        output; `mean` and `std`, the normalization that its metadata states; and `quantization`, as
+        `convert` calls it.
     """
     file, folder = request["file"], Path(request["folder"])
     if not Path(file).is_file():
@@ -38,6 +41,7 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     with np.load(folder / "images.npz", allow_pickle=False) as saved:
         images = saved["images"]
     emit(at=file)
+    metadata = find_metadata(file)
     try:
         interpreter = Interpreter(
             os.fsencode(file),
@@ -69,7 +73,14 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     if size > _MOST_BYTES:
         raise InputError(f"{file}: its tensors take {size >> 20} MiB an image, too much to compare")
     for index, image in enumerate(images):
-        _invoke(interpreter, inputs[0], image, file)
+        value = pixels_to_input(
+            image[None], metadata, inputs[0]["dtype"], inputs[0]["quantization"]
+        )
+        try:
+            interpreter.set_tensor(inputs[0]["index"], value)
+            interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{file} does not run: {error}") from error
         values = {}
         for number in list(computed):
             try:
@@ -88,22 +99,11 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
             }
             for number, operation in computed.items()
         ],
+        "mean": list(metadata.mean) if metadata else [0.0],
+        "std": list(metadata.std) if metadata else [1.0],
         "output": int(outputs[0]["index"]),
-        "quantization": _quantization_of_file(details, computed),
+        "quantization": quantization(read_graph(Path(file).read_bytes())),
     }
-
-
-def _invoke(interpreter: Interpreter, detail: dict[str, Any], image: np.ndarray, file: str) -> None:
-    value, dtype = image[None].astype("float32"), np.dtype(detail["dtype"])
-    scale, zero_point = detail["quantization"]
-    if scale and _is_integer(detail):
-        limits = np.iinfo(dtype)
-        value = np.clip(np.rint(value / scale) + zero_point, limits.min, limits.max)
-    try:
-        interpreter.set_tensor(detail["index"], value.astype(dtype))
-        interpreter.invoke()
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{file} does not run: {error}") from error
 
 
 def _is_integer(detail: dict[str, Any]) -> bool:
@@ -119,15 +119,3 @@ def _quantization(detail: dict[str, Any]) -> dict[str, float | int | None]:
     if not scale or not _is_integer(detail):  # a foreign file may give floats a scale
         return {"scale": None, "zero_point": None}
     return {"scale": float(scale), "zero_point": int(zero_point)}
-
-
-def _quantization_of_file(details: dict[int, dict[str, Any]], computed: dict[int, str]) -> str:
-    """By the type of what most operations give; for floats by that of the weights."""
-    types = [np.dtype(details[number]["dtype"]).name for number in computed]
-    weights = {np.dtype(t["dtype"]).name for n, t in details.items() if n not in computed}
-    if types.count("int16") * 2 > len(types):
-        return "int16x8"
-    if types.count("int8") * 2 > len(types):
-        return "int8"
-    float16 = {np.dtype(details[n]["dtype"]).name for n in details} >= {"float16"}
-    return "float16" if float16 else "dynamic" if "int8" in weights else "float32"

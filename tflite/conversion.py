@@ -25,6 +25,7 @@ import kapps
 from kapps import _hub
 from kapps._errors import InputError, unknown
 from kapps._files import atomic_write, sha256
+from kapps.tflite import file_facts
 from kapps.tflite.comparison import layers_in
 from kapps.tflite.images import check_images, check_pixels
 from kapps.tflite.interpreter import Runner
@@ -351,10 +352,10 @@ def _layers_of(operations: set[str], content: bytes, model: keras.Model) -> list
 
 def _float_operations(content: bytes, model: keras.Model) -> tuple[str, ...]:
     """What an integer file computes in float, but for the conversion of its input and output."""
+    graph = file_facts.read_graph(content)
     return tuple(
-        _in_layer(operation, output["name"], model)
-        for operation, output in _computed(content)
-        if operation not in ("QUANTIZE", "DEQUANTIZE") and output["dtype"] is np.float32
+        _in_layer(op.name, graph.tensors[op.outputs[0]].name, model)
+        for op in file_facts.float_operations(graph)
     )
 
 

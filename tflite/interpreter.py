@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,28 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from kapps._errors import InputError
+from kapps.tflite.metadata import Metadata, find_metadata, pixels_to_input
 
 
-def load_interpreter(path: str | os.PathLike[str], threads: int) -> Interpreter:
+class NoSize(InputError):
+    """A file that takes an input of any size, and none was given."""
+
+
+def load_interpreter(
+    path: str | os.PathLike[str], threads: int, input_shape: Sequence[int] | None = None
+) -> Interpreter:
     """An interpreter with its tensors allocated, and so with its delegate applied.
 
+    Args:
+        path: the file.
+        threads: of the interpreter.
+        input_shape: of the input, if that has dimensions which are not fixed. Without one a batch
+            is 1, and other such dimensions are refused.
+
     Raises:
-        InputError: no such file, or not a .tflite file that the interpreter takes.
+        NoSize: the file needs an `input_shape`.
+        InputError: no such file, not a .tflite file that the interpreter takes, or not a shape that
+            this file takes.
     """
     if threads < 1:
         raise InputError(f"threads: expected 1 or more, got {threads}")
@@ -25,10 +41,40 @@ def load_interpreter(path: str | os.PathLike[str], threads: int) -> Interpreter:
     try:
         # Bytes: not every name is text, and as such it would be refused.
         interpreter = Interpreter(os.fsencode(path), num_threads=threads)
+        _fix_size(interpreter, path, input_shape)
         interpreter.allocate_tensors()
+    except InputError:
+        raise
     except (RuntimeError, ValueError) as error:
+        if input_shape is not None:
+            shape = ",".join(map(str, input_shape))
+            raise InputError(f"{path} does not run on an input of {shape}: {error}") from error
         raise InputError(f"{path} is no .tflite file that runs here: {error}") from error
     return interpreter
+
+
+def _fix_size(
+    interpreter: Interpreter, path: str | os.PathLike[str], input_shape: Sequence[int] | None
+) -> None:
+    inputs = interpreter.get_input_details()
+    free = [detail for detail in inputs if -1 in detail["shape_signature"][1:]]
+    if input_shape is None and free:
+        sides = "x".join("?" if n < 0 else str(n) for n in free[0]["shape_signature"])
+        raise NoSize(
+            f"{path} takes an input of {sides}, which is no size: give one, such as "
+            "--input_shape=1,224,224,3"
+        )
+    if input_shape is None or not any(-1 in detail["shape_signature"] for detail in inputs):
+        return
+    if len(inputs) != 1:
+        raise InputError(f"{path} has {len(inputs)} inputs: a shape is given to a single one")
+    shape = list(input_shape)
+    signature = inputs[0]["shape_signature"].tolist()
+    fits = [side in (-1, n) for side, n in zip(signature, shape, strict=False)]
+    if len(shape) != len(signature) or not all(fits):
+        sides = "x".join("?" if n < 0 else str(n) for n in signature)
+        raise InputError(f"{path} takes an input of {sides}, not {'x'.join(map(str, shape))}")
+    interpreter.resize_tensor_input(inputs[0]["index"], shape)
 
 
 def operations(interpreter: Interpreter) -> list[dict[str, Any]]:
@@ -56,9 +102,12 @@ class Runner:
         input_dtype: what the file takes: uint8, int8 or float32.
         input_quantization: (scale, zero point) of the input; (0.0, 0) if it is float.
         output_quantization: the same of the output.
+        metadata: what the file says about itself; None if it says nothing. The normalization that
+            it states is applied to the images.
 
     Raises:
-        InputError: no such file, or not a .tflite file with one input and one output.
+        InputError: no such file, not a .tflite file with one input and one output, or malformed
+            metadata in it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
@@ -73,6 +122,7 @@ class Runner:
         self.input_dtype = np.dtype(self._input["dtype"])
         self.input_quantization: tuple[float, int] = self._input["quantization"]
         self.output_quantization: tuple[float, int] = self._output["quantization"]
+        self.metadata: Metadata | None = find_metadata(self.path)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -100,12 +150,10 @@ class Runner:
         return np.stack(outputs) if outputs else np.zeros((0, self._output["shape"][-1]), "float32")
 
     def _run(self, image: np.ndarray) -> np.ndarray:
-        value = image[None]
-        scale, zero_point = self.input_quantization
-        if scale:
-            limits = np.iinfo(self.input_dtype)
-            value = np.clip(np.rint(value / scale) + zero_point, limits.min, limits.max)
-        self._interpreter.set_tensor(self._input["index"], value.astype(self.input_dtype))
+        value = pixels_to_input(
+            image[None], self.metadata, self.input_dtype, self.input_quantization
+        )
+        self._interpreter.set_tensor(self._input["index"], value)
         self._interpreter.invoke()
         output = self._interpreter.get_tensor(self._output["index"])[0].astype("float32")
         scale, zero_point = self.output_quantization

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import os
 import re
 import struct
@@ -19,7 +20,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import flatbuffers
 import numpy as np
@@ -69,6 +70,48 @@ class Metadata:
     weights_sha256: str = ""
     weights_name: str = ""
     min_parser_version: str = _MIN_PARSER_VERSION
+
+
+def pixels_to_input(
+    pixels: np.ndarray,
+    metadata: Metadata | None,
+    dtype: np.typing.DTypeLike,
+    quantization: tuple[float, int] = (0.0, 0),
+) -> np.ndarray:
+    """What a file's input takes for images, as Android and MediaPipe fill it.
+
+    A uint8 input gets the bytes of the image, whatever its quantization: the file's scale and zero
+    point say what these mean (MediaPipe's image_preprocessing_graph.cc). A float input gets
+    `(pixels - mean) / std` of the metadata, and other integers the same, quantized.
+
+    Args:
+        pixels: images in 0..255, channels last, of any type.
+        metadata: of the file; None if it has none, which stands for a mean of 0 and a std of 1.
+        dtype: of the input.
+        quantization: its (scale, zero point); a scale of 0 stands for an input of floats.
+
+    Raises:
+        InputError: mean or std are not one number, nor one a channel, or a std is 0.
+    """
+    dtype = np.dtype(dtype)
+    if dtype == np.uint8:
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    value = pixels.astype("float32")
+    if metadata is not None and (metadata.mean, metadata.std) != ((0.0,), (1.0,)):
+        # A vector that a file leaves out, or empty, stands for its default.
+        mean, std = (np.array(v or (d,)) for v, d in ((metadata.mean, 0.0), (metadata.std, 1.0)))
+        if {mean.size, std.size} - {1, pixels.shape[-1]} or not std.all():
+            raise InputError(
+                f"its metadata states mean {metadata.mean} and std {metadata.std} for images of "
+                f"{pixels.shape[-1]} channels: expected one number each, or one a channel, and no "
+                "std of 0"
+            )
+        value = ((value - mean) / std).astype("float32")
+    scale, zero_point = quantization
+    if scale and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        value = np.clip(np.rint(value / scale) + zero_point, limits.min, limits.max)
+    return value.astype(dtype)
 
 
 def check_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
@@ -141,20 +184,41 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     Raises:
         InputError: no such file, no .tflite file, no metadata in it, or malformed metadata.
     """
+    metadata = find_metadata(path)
+    if metadata is None:
+        raise InputError(f"{path} carries no metadata; convert the model with kapps.tflite.convert")
+    return metadata
+
+
+def find_metadata(path: str | os.PathLike[str]) -> Metadata | None:
+    """As `read_metadata`, and None for a .tflite file that carries no metadata.
+
+    Raises:
+        InputError: no such file, no .tflite file, or malformed metadata.
+    """
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = _mapped(file)
+            payload = _metadata_bytes(_root(content, str(path)))
+            return None if payload is None else _parsed(payload, file, path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    payload = _metadata_bytes(_root(content, str(path)))
-    if payload is None:
-        raise InputError(f"{path} carries no metadata; convert the model with kapps.tflite.convert")
+
+
+def _mapped(file: IO[bytes]) -> Any:
+    """The content of a file of which, of hundreds of MiB, a few KiB are looked at."""
+    size = os.fstat(file.fileno()).st_size
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+
+
+def _parsed(payload: bytes, file: IO[bytes], path: str | os.PathLike[str]) -> Metadata:
     if payload[4:8] != _IDENTIFIER:
         raise InputError(f"{path}: its metadata is not of the {_IDENTIFIER.decode()} format")
     try:
         metadata, label_file = _decode(payload)
-        labels = tuple(_read_member(content, label_file).splitlines()) if label_file else ()
+        labels = tuple(_read_member(file, label_file).splitlines()) if label_file else ()
         weights_file = metadata.pop("weights_file")
-        digest, name = _parse_sum(_read_member(content, weights_file)) if weights_file else ("", "")
+        digest, name = _parse_sum(_read_member(file, weights_file)) if weights_file else ("", "")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # zipfile alone knows ten ways to fail on a damaged file
@@ -165,7 +229,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
 # The model: a flatbuffer to which a buffer is added, and a zip behind it.
 
 
-def _root(content: bytes, where: str) -> Any:
+def _root(content: Any, where: str) -> Any:
     """The model's root table; `schema` is generated code without types."""
     if len(content) < 8 or content[4:8] != b"TFL3":
         raise InputError(f"{where} is no .tflite file")
@@ -251,8 +315,8 @@ def _with_files(model: bytes, files: dict[str, str]) -> bytes:
     return output.getvalue()
 
 
-def _read_member(content: bytes, name: str) -> str:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+def _read_member(file: IO[bytes], name: str) -> str:
+    with zipfile.ZipFile(file) as archive:
         info = archive.getinfo(name)
         if info.file_size > _MAX_LABEL_BYTES:
             raise InputError(f"its file {name!r} has {info.file_size} bytes: refused")

@@ -21,7 +21,7 @@ def build_network(
     builder: Builder,
     arguments: str | None = None,
     *,
-    input_size: str | None = None,
+    input_shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
     weights: str | None = None,
 ) -> keras.Model:
@@ -30,8 +30,7 @@ def build_network(
     Args:
         builder: of one of `kapps.list_models()`.
         arguments: as of the flag --arguments: see `parse_arguments`.
-        input_size: as of --input_size: "224", or "240x320" for height and width, pixels; by default
-            the network's own.
+        input_shape: (height, width, channels); by default the network's own.
         classes: by default as many as the network has by itself.
         weights: as the builder takes them; by default random ones.
 
@@ -44,8 +43,8 @@ def build_network(
         values["classes"] = classes
     if weights is not None:
         values["weights"] = weights
-    if input_size is not None:
-        values["input_shape"] = (*parse_size(input_size), builder.input_shape[2])
+    if input_shape is not None:
+        values["input_shape"] = input_shape
     for parameter in inspect.signature(builder).parameters.values():
         if parameter.default is parameter.empty and parameter.name not in values:
             raise InputError(f"{name} needs --arguments={parameter.name}=...")

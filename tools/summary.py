@@ -53,12 +53,12 @@ def main(argv: list[str]) -> int | None:
         cli.put_out("\n".join(names), names, _JSON)
         return None
     from kapps._profile import profile
-    from kapps.tools.network import build_network
+    from kapps.tools.network import build_network, parse_size
 
     builder = kapps.get_builder(_MODEL.value)
-    model = build_network(
-        builder, _ARGUMENTS.value, input_size=_INPUT_SIZE.value, classes=_CLASSES.value
-    )
+    channels = builder.input_shape[2]
+    shape = None if _INPUT_SIZE.value is None else (*parse_size(_INPUT_SIZE.value), channels)
+    model = build_network(builder, _ARGUMENTS.value, input_shape=shape, classes=_CLASSES.value)
     any_size = None in model.input_shape[1:]
     result = profile(model, builder.input_shape if any_size else None)
     figures = {"model": result.name, **{name: getattr(result, name) for name in _FIGURES}}

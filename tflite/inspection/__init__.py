@@ -12,13 +12,13 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError
-from kapps.tflite import child
+from kapps.tflite import child, file_facts
 from kapps.tflite.inspection.versions import newest
 
-_FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 _TIME_LIMIT = 60.0  # seconds a file; EfficientNetB7 takes 1
 
 
@@ -137,7 +137,8 @@ class Inspection:
         subgraphs: its graphs, the main one first.
         signatures: its named entrances.
         runtime: what it was tried on, here.
-        failure: why that cannot run it (an operation that it lacks); "" if it can.
+        failure: why that cannot run it (an operation that it lacks, an input of any size); "" if
+            it can.
         pieces: into how many pieces the CPU delegate (XNNPACK) takes the main graph: 1 is best.
         min_runtime_version: the oldest runtime by the converter's own note; "" without one.
         entries: the bytes of each metadata entry, by name.
@@ -201,11 +202,15 @@ class Inspection:
     def float_operations(self) -> tuple[Operation, ...]:
         """The operations of the main graph that compute in float, input and output aside.
 
-        These are all with a float tensor among inputs or outputs, except the QUANTIZE of an input
-        of the graph and the DEQUANTIZE to an output of it.
+        See `kapps.tflite.file_facts.float_operations`.
         """
-        graph = self.subgraphs[0]
-        return tuple(op for op in graph.operations if _computes_in_float(op, graph))
+        return tuple(file_facts.float_operations(self.subgraphs[0]))
+
+    @property
+    def variant(self) -> str:
+        """As `kapps.tflite.convert` calls it; "int8-qat" after quantization-aware training."""
+        said = (self.metadata or {}).get("description", "")
+        return file_facts.variant(self.subgraphs[0], Path(self.path).stem, said)
 
     def __str__(self) -> str:
         from kapps.tflite.inspection.text import text
@@ -216,6 +221,7 @@ class Inspection:
         """All of it, and what follows from it, as what `json.dumps` takes."""
         return {
             **dataclasses.asdict(self),
+            "variant": self.variant,
             "oldest_runtime": self.oldest_runtime,
             "unknown_age": self.unknown_age,
             "fallen_off": [op.index for op in self.fallen_off],
@@ -223,39 +229,38 @@ class Inspection:
         }
 
 
-def _computes_in_float(op: Operation, graph: Subgraph) -> bool:
-    def is_float(indices: Sequence[int]) -> bool:
-        return any(graph.tensors[i].dtype in _FLOATS for i in indices if i >= 0)
-
-    if op.name == "QUANTIZE" and set(op.inputs) <= set(graph.inputs):
-        return is_float(op.outputs)
-    if op.name == "DEQUANTIZE" and set(op.outputs) <= set(graph.outputs):
-        return is_float(op.inputs)
-    return is_float(op.inputs) or is_float(op.outputs)
-
-
-def inspect(path: str | os.PathLike[str], *, time_limit: float = _TIME_LIMIT) -> Inspection:
+def inspect(
+    path: str | os.PathLike[str],
+    *,
+    input_shape: Sequence[int] | None = None,
+    time_limit: float = _TIME_LIMIT,
+) -> Inspection:
     """What is in the .tflite file at `path`, and how it runs here.
 
     Args:
         path: the file; it is not trusted.
+        input_shape: with which it is tried, if its input has no fixed size.
         time_limit: seconds after which it is given up.
 
     Raises:
         InputError: no such file, no .tflite file, or one that is malformed; one line, with the
             file's name.
     """
-    (found,) = inspect_each([path], time_limit=time_limit)
+    (found,) = inspect_each([path], input_shape=input_shape, time_limit=time_limit)
     if isinstance(found, InputError):
         raise found
     return found
 
 
 def inspect_each(
-    paths: Sequence[str | os.PathLike[str]], *, time_limit: float = _TIME_LIMIT
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    input_shape: Sequence[int] | None = None,
+    time_limit: float = _TIME_LIMIT,
 ) -> list[Inspection | InputError]:
     """What `inspect` returns or raises for each file, in milliseconds a file."""
-    requests = [{"path": os.fspath(path)} for path in paths]
+    shape = child.check_input_shape(input_shape)
+    requests = [{"path": os.fspath(path), "input_shape": shape} for path in paths]
     answers = child.run_each("inspection.task", requests, time_limit=time_limit)
     return [answer if isinstance(answer, InputError) else _inspection(answer) for answer in answers]
 

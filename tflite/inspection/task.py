@@ -17,9 +17,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kapps._errors import InputError
 from kapps.tflite.child import one_line
+from kapps.tflite.file_facts import TYPES, buffer_bytes, is_custom, operator_name
 from kapps.tflite.inspection.reasons import reason
 from kapps.tflite.inspection.versions import oldest_runtime
-from kapps.tflite.interpreter import load_interpreter, operations
+from kapps.tflite.interpreter import NoSize, load_interpreter, operations
 from kapps.tflite.metadata import read_metadata
 
 MOST_BYTES = 4 << 30  # of a file; a flatbuffer holds 2 GiB
@@ -27,10 +28,6 @@ _MOST = 100_000  # tensors, operations, ... of a file; EfficientNetV2XL has some
 _MOST_TEXT = 200  # characters of a name
 _MOST_STRIDE = 8
 
-_TYPES = {number: name for name, number in vars(schema.TensorType).items() if name[0] != "_"}
-_OPERATORS = {
-    number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"
-}
 _RUNTIME = f"LiteRT {version('ai-edge-litert')}"
 # Sound files that only this runtime cannot run: they are described all the same.
 _NOT_HERE = re.compile(r"unresolved custom op|Didn't find op for builtin opcode|Flex delegate")
@@ -43,7 +40,9 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     size = _check(path)
     running, failure = [], ""
     try:
-        running = operations(load_interpreter(path, 1))
+        running = operations(load_interpreter(path, 1, request.get("input_shape")))
+    except NoSize as error:
+        failure = one_line(error).removeprefix(f"{one_line(path)} ")
     except InputError as error:
         cause = error.__cause__ or error  # it does not name the file, as the page does already
         if not _NOT_HERE.search(str(cause)):
@@ -53,7 +52,9 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
         # Never closed: what an error holds of it would forbid that, and hide the error.
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     root = schema.Model.GetRootAs(content, 0)
-    buffers = [_buffer(root, i) for i in range(_count(root.BuffersLength(), "buffers"))]
+    buffers = [
+        buffer_bytes(root.Buffers(i)) for i in range(_count(root.BuffersLength(), "buffers"))
+    ]
     graphs = [
         _graph(root, root.Subgraphs(i), buffers)
         for i in range(_count(root.SubgraphsLength(), "subgraphs"))
@@ -135,12 +136,6 @@ def _numbers(values: Any) -> list[int]:
 # The flatbuffer.
 
 
-def _buffer(root: Any, index: int) -> int:
-    """The bytes in a buffer; beyond 2 GiB they lie behind the flatbuffer."""
-    buffer = root.Buffers(index)
-    return int(buffer.DataLength() or (buffer.Size() if buffer.Offset() > 1 else 0))
-
-
 def _size(buffers: list[int], index: int) -> int:
     return buffers[index] if index < len(buffers) else 0
 
@@ -165,7 +160,7 @@ def _tensor(tensor: Any, index: int, buffers: list[int]) -> dict[str, Any]:
     return {
         "index": index,
         "name": _text(tensor.Name()),
-        "dtype": _TYPES.get(tensor.Type(), f"type {tensor.Type()}"),
+        "dtype": TYPES.get(tensor.Type(), f"type {tensor.Type()}"),
         "shape": shape,
         "signature": _numbers(tensor.ShapeSignatureAsNumpy()) or shape,
         "quantization": _quantization(tensor.Quantization(), index),
@@ -204,10 +199,8 @@ def _operation(root: Any, operator: Any, index: int, tensors: list[Any]) -> dict
     if code >= root.OperatorCodesLength():
         raise InputError(f"operation {index} has code {code} of {root.OperatorCodesLength()}")
     code = root.OperatorCodes(code)
-    # Old files have the first field only, files with newer operations 127 there.
-    number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-    custom = number == schema.BuiltinOperator.CUSTOM
-    name = _text(code.CustomCode()) if custom else _OPERATORS.get(number, f"operation {number}")
+    custom = is_custom(code)
+    name = _text(code.CustomCode()) if custom else operator_name(code)
     return {
         "index": index,
         "name": name,

@@ -38,6 +38,7 @@ def _summary(inspection: Inspection) -> str:
             rows.append((kind, f"{t}  {t.quantization or 'not quantized'}  ({t.name})"))
     rows += [
         ("delegate", _delegate(i)),
+        ("variant", i.variant),
         ("arithmetic", _arithmetic(i)),
         ("loads on", _runtimes(i)),
         ("format", f"TFL3, schema {i.schema_version}, {i.description or 'no description'}"),
@@ -61,19 +62,18 @@ def _delegate(i: Inspection) -> str:
 
 def _arithmetic(i: Inspection) -> str:
     floats = len(i.float_operations)
-    if not floats:
-        return "integers only"
-    return f"{floats} of {len(i.operations)} operations in float"
+    return f"{floats} of {len(i.operations)} operations in float" if floats else "integers only"
 
 
 def _runtimes(i: Inspection) -> str:
-    told = f"TensorFlow Lite {i.oldest_runtime} or newer" if i.oldest_runtime else "unknown"
-    if i.oldest_runtime:
+    oldest = i.oldest_runtime
+    told = f"TensorFlow Lite {oldest} or newer" if oldest else "unknown"
+    if oldest:
         newest = {
             f"{op.name} version {op.version}"
             for graph in i.subgraphs
             for op in graph.operations
-            if op.oldest_runtime == i.oldest_runtime
+            if op.oldest_runtime == oldest
         }
         told += f" (for {_some(sorted(newest))})"
     if i.unknown_age:

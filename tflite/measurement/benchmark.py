@@ -12,6 +12,7 @@ from typing import Any
 
 from kapps._errors import InputError
 from kapps._files import atomic_write
+from kapps.tflite import child
 from kapps.tflite.child import one_line
 from kapps.tflite.measurement import benchmark_tool, latency
 from kapps.tflite.measurement.benchmark_tool import ACCELERATORS, LAUNCHES, Settings
@@ -31,6 +32,7 @@ def benchmark(
     stop_rule: str = "quick",
     launches: int = LAUNCHES,
     binary: str | os.PathLike[str] | None = None,
+    input_shape: Sequence[int] | None = None,
     time_limit: float = 3600.0,
     progress: Callable[[float], object] = lambda share: None,
 ) -> list[Latency]:
@@ -46,6 +48,7 @@ def benchmark(
             launches tell the spread.
         binary: `benchmark_model`, for a phone, or for a board that has neither this tool on its
             PATH nor ai-edge-litert.
+        input_shape: of the input of files that take any size, such as (1, 224, 224, 3).
         time_limit: seconds after which the measurement is ended. Copying the files to a device, and
             on the host the memory of each file, have limits of their own.
         progress: called now and then with the share that is done, 0 to 1.
@@ -57,8 +60,8 @@ def benchmark(
     if stop_rule not in STOP_RULES:
         raise InputError(f"unknown stop rule {stop_rule!r}: {', '.join(STOP_RULES)}")
     rule = STOP_RULES[stop_rule]
-    settings = Settings(threads, accelerator, rule, launches, time_limit, progress)
-    latency.existing(paths)
+    shape = child.check_input_shape(input_shape)
+    settings = Settings(threads, accelerator, rule, launches, time_limit, progress, shape)
     kind, _, address = device.partition(":")
     if rule.seconds * len(paths) > time_limit:
         raise InputError(
@@ -75,9 +78,11 @@ def benchmark(
             threads=threads,
             min_runs=rule.runs,
             min_seconds=rule.seconds,
+            input_shape=shape,
             time_limit=time_limit,
             progress=progress,
         )
+    latency.existing(paths)  # before a device is set to work
     if device == "adb" or (kind == "adb" and address):
         from kapps.tflite.measurement import adb
 
@@ -96,7 +101,6 @@ def _over_ssh(
     """By `benchmark_model`, if it is given or there; by the board's Python, if not."""
     from kapps.tflite.measurement import board, ssh
 
-    identities = [latency.identity(Path(path)) for path in paths]  # before they are measured
     with ssh.Ssh(host) as connection:
         if binary is not None or board.has_tool(connection):
             tool = None if binary is None else latency.existing([binary])[0]
@@ -123,6 +127,7 @@ def _over_ssh(
             threads=settings.threads,
             min_runs=settings.stop_rule.runs,
             min_seconds=settings.stop_rule.seconds,
+            input_shape=settings.input_shape,
             time_limit=settings.time_limit,
             progress=settings.progress,
         )
@@ -148,7 +153,7 @@ def _over_ssh(
             notes=notes,
             versions={**latency.kapps_version(), "runtime": run.runtime},
         )
-        for path, (sha256, size_bytes), file in zip(paths, identities, run.files, strict=True)
+        for path, (sha256, size_bytes), file in zip(paths, run.identities, run.files, strict=True)
     ]
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import kapps
 from kapps._errors import InputError
 from kapps.tflite.child import check_time_limit, one_line
-from kapps.tflite.measurement.latency import Latency, StopRule, existing, identity, now
+from kapps.tflite.measurement.latency import Latency, StopRule, identity, now
 from kapps.tflite.measurement.transport import Completed, Transport
 
 LAUNCHES = 5
@@ -85,6 +85,7 @@ class Settings:
         launches: of the tool, for each file.
         time_limit: seconds after which the measurement is ended.
         progress: called now and then with the share that is done, 0 to 1.
+        input_shape: of the input of files that take any size; None if they take one.
 
     Raises:
         InputError: a number is too small or too large, or there is no such accelerator.
@@ -96,6 +97,7 @@ class Settings:
     launches: int
     time_limit: float
     progress: Callable[[float], object] = lambda share: None
+    input_shape: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.accelerator not in ACCELERATORS:
@@ -157,12 +159,13 @@ def measure_remote(
         InputError: the device is gone or has no space, the tool does not run there, is killed,
             fails, or says what makes no sense, or the time is over.
     """
-    files = existing(paths)
+    files = [Path(path) for path in paths]
     if not files:
         return []
     launches, accelerator = settings.launches, settings.accelerator
     deadline = time.monotonic() + settings.time_limit
     identities = [identity(file) for file in files]  # now: a build may replace them meanwhile
+    shapes = [_input_flags(file, settings.input_shape) for file in files]
     versions = {"kapps": kapps.__version__}
     if binary is not None:
         versions["benchmark_model"] = f"SHA-256 {identity(binary)[0]}"
@@ -191,6 +194,7 @@ def measure_remote(
                 *_WARMUP,
                 f"--result_file_path={result}",
                 *filter(None, ACCELERATORS[accelerator][:1]),
+                *shapes[at],
             ]
             left = deadline - time.monotonic()
             if left <= 0:
@@ -221,6 +225,23 @@ def measure_remote(
             files, identities, found, pieces, strict=True
         )
     ]
+
+
+def _input_flags(file: Path, shape: Sequence[int] | None) -> tuple[str, ...]:
+    """What gives the file's input a shape: the tool wants its name as well."""
+    if shape is None:
+        return ()
+    from kapps.tflite.inspection import inspect
+
+    found = inspect(file, input_shape=shape)
+    if found.failure:
+        raise InputError(f"{file}: {found.failure}")
+    if not any(-1 in tensor.signature for tensor in found.inputs):
+        return ()
+    name = found.inputs[0].name
+    if "," in name:  # which separates names
+        raise InputError(f"{file}: benchmark_model cannot name its input {name!r}")
+    return (f"--input_layer={name}", f"--input_layer_shape={','.join(map(str, shape))}")
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any
 from kapps._errors import InputError
 from kapps.tflite.child import check_time_limit
 from kapps.tflite.measurement.benchmark_tool import linux_device, pinning
-from kapps.tflite.measurement.latency import existing
+from kapps.tflite.measurement.latency import identity
 from kapps.tflite.measurement.ssh import Ssh, last_line
 
 _SCRIPT = Path(__file__).with_name("on_board.py")
@@ -101,7 +101,7 @@ class BoardRun:
         runtime: the interpreter's name and version.
         cpus: the cores that it ran on: the big ones, if they differ.
         before: the board's state before the first run; `after` likewise.
-        files: in the order given.
+        files: in the order given; `identities` are their SHA-256 and sizes in bytes.
     """
 
     board: str
@@ -110,6 +110,7 @@ class BoardRun:
     before: BoardState
     after: BoardState
     files: tuple[BoardFile, ...]
+    identities: tuple[tuple[str, int], ...]
 
 
 def measure_board(
@@ -120,6 +121,7 @@ def measure_board(
     warmup: int = 8,
     min_runs: int = 64,
     min_seconds: float = 6.0,
+    input_shape: Sequence[int] | None = None,
     time_limit: float = 3600.0,
     python: str = "python3",
     sys_folder: str = "/sys",
@@ -134,6 +136,7 @@ def measure_board(
         warmup: runs of each file before the first that counts.
         min_runs: measured runs of each file, at least.
         min_seconds: measured time of each file, at least.
+        input_shape: of the input of files that take any size.
         time_limit: seconds after which the measurement is ended.
         python: the board's Python.
         sys_folder: where the board's kernel tells of clocks and temperatures.
@@ -146,7 +149,8 @@ def measure_board(
     if threads < 1 or warmup < 0 or min_runs < 1 or min_seconds < 0:
         raise InputError("threads and min_runs are at least 1, warmup and min_seconds at least 0")
     check_time_limit(time_limit)
-    files = existing(paths)
+    files = [Path(path) for path in paths]
+    identities = tuple(identity(file) for file in files)  # now: a build may replace them meanwhile
     if not files:
         raise InputError("nothing to measure: no files")
     _check_python(ssh, python)
@@ -165,6 +169,7 @@ def measure_board(
                     "warmup": warmup,
                     "min_runs": min_runs,
                     "min_seconds": min_seconds,
+                    "input_shape": input_shape,
                 }
             )
         )
@@ -204,7 +209,7 @@ def measure_board(
             f"{ssh.name} sent no valid result ({last_line(repr(error))}); does its Python print "
             "anything by itself?"
         ) from error
-    return BoardRun(name, runtime, cpus, before, after, results)
+    return BoardRun(name, runtime, cpus, before, after, results, identities)
 
 
 def board_state(ssh: Ssh, sys_folder: str = "/sys") -> BoardState:

@@ -93,7 +93,7 @@ class Latency:
     stop_rule: str = ""
     launches: int = 1
     launch_p50_ms: Sequence[float] = ()
-    samples_ms: Sequence[float] = ()
+    samples_ms: Sequence[float] = field(default=(), repr=False)
     p95_ms: float | None = None
     peak_memory_mb: float | None = None
     sha256: str = ""
@@ -154,6 +154,7 @@ def measure(
     warmup: int = 8,
     min_runs: int = 64,
     min_seconds: float = 1.0,
+    input_shape: Sequence[int] | None = None,
     time_limit: float = 600.0,
     progress: Callable[[float], object] = lambda share: None,
 ) -> list[Latency]:
@@ -167,6 +168,7 @@ def measure(
         warmup: runs of each file before the first that counts.
         min_runs: measured runs of each file, at least.
         min_seconds: measured time of each file, at least.
+        input_shape: of the input of files that take any size, such as (1, 224, 224, 3).
         time_limit: seconds after which the process is ended, and that in which the memory of a
             file is measured, which takes few runs, likewise.
         progress: called now and then with the share that is done, 0 to 1.
@@ -177,7 +179,8 @@ def measure(
     """
     if threads < 1 or warmup < 0 or min_runs < 1 or min_seconds < 0:
         raise InputError("measure: threads and min_runs are at least 1, the others at least 0")
-    files = existing(paths)
+    shape = child.check_input_shape(input_shape)
+    files = [Path(path) for path in paths]
     if not files:
         return []
     identities = [identity(file) for file in files]  # now: a build may replace them meanwhile
@@ -189,6 +192,7 @@ def measure(
         "min_runs": min_runs,
         "min_seconds": min_seconds,
         "turn_ms": _TURN_MS,
+        "input_shape": shape,
     }
     with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
         results = child.run(
@@ -202,7 +206,7 @@ def measure(
         ]
     memory = child.run_each(
         "measurement.memory_task",
-        [{"path": path, "threads": threads} for path in resolved],
+        [{"path": path, "threads": threads, "input_shape": shape} for path in resolved],
         time_limit=time_limit,
     )
     device = host_device()
@@ -269,10 +273,12 @@ def identity(file: Path) -> tuple[str, int]:
     """Which file it is, whatever its name: its SHA-256, and its size in bytes.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: there is none, or it cannot be read.
     """
     try:
         return sha256(file), file.stat().st_size
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {file}") from error
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
 

@@ -17,7 +17,7 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> float:
     """By how many MB the process's peak resident memory grows when it loads and runs the file."""
     emit(at=request["path"])
     before = _peak()
-    interpreter = load_interpreter(request["path"], request["threads"])
+    interpreter = load_interpreter(request["path"], request["threads"], request.get("input_shape"))
     for _ in range(_RUNS):
         interpreter.invoke()
     return (_peak() - before) / _UNITS_IN_A_MB

@@ -33,6 +33,10 @@ def main() -> None:
 
     def load(path: str) -> Any:
         interpreter = interpreter_class(path, num_threads=threads)
+        if request["input_shape"] is not None:
+            (details,) = interpreter.get_input_details()
+            if -1 in list(details.get("shape_signature", [-1])):
+                interpreter.resize_tensor_input(details["index"], request["input_shape"])
         interpreter.allocate_tensors()
         return interpreter
 
@@ -41,6 +45,8 @@ def main() -> None:
         emit(at=index)
         memory.append(in_child(functools.partial(peak_of, load, path)))
     interpreters, results = [], []
+    for path in request["files"][:1]:
+        load(path)  # what the runtime itself needs to start is no file's
     for index, path in enumerate(request["files"]):
         emit(at=index)
         start = time.perf_counter()

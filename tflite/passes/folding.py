@@ -189,7 +189,7 @@ def _fuse_activations(graph: Graph) -> Mapping[keras.Operation, Call]:
         if activation not in ("relu", "relu6") or not is_linear(graph, layer):
             continue
         if _is_plain(layer):
-            replaced[layer] = edited(graph, layer, layer.get_weights(), activation=activation)
+            replaced[layer] = edited(graph, layer, None, activation=activation)
             replaced[following] = identity
     return replaced
 

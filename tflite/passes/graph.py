@@ -5,7 +5,9 @@ What the export passes (`kapps.tflite.passes`) are made of. The model itself is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -16,6 +18,11 @@ from kapps._errors import InputError
 
 Call = Callable[..., Any]
 """Takes and returns what a layer does: a new layer, or a function that calls several."""
+
+
+def identity(x: Any) -> Any:
+    """A `Call` that leaves a layer out: its input is its output."""
+    return x
 
 
 class Graph:
@@ -84,6 +91,35 @@ class Graph:
         return users[0] if len(users) == 1 and len(self.inputs(users[0])) == 1 else None
 
 
+_sharing: contextvars.ContextVar[bool] = contextvars.ContextVar("sharing", default=False)
+
+
+@contextlib.contextmanager
+def sharing_weights() -> Iterator[None]:
+    """Within, copies of layers hold the variables of the original, and not copies of these.
+
+    For models that are only looked at: a network of hundreds of MiB goes through a dozen passes.
+    """
+    token = _sharing.set(True)
+    try:
+        yield
+    finally:
+        _sharing.reset(token)
+
+
+@contextlib.contextmanager
+def in_float32() -> Iterator[None]:
+    """Within, new layers compute in float32, whatever Keras's dtype policy and floatx are."""
+    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+
+
 Plan = Callable[[Graph], Mapping[keras.Operation, Call]]
 """Says of a graph which layers are replaced, and by what; only such as `Graph.once` knows."""
 
@@ -94,6 +130,8 @@ def rebuild(
     keep: Callable[[keras.Layer], bool] = lambda layer: True,
     plan: Plan = lambda graph: {},
     batch_size: int | None = None,
+    front: Call = identity,
+    changes: Callable[[keras.Operation], Mapping[str, Any]] = lambda layer: {},
 ) -> keras.Model:
     """A copy of a functional model with some layers left out or replaced: the rest stays.
 
@@ -102,6 +140,8 @@ def rebuild(
         keep: says of each layer whether it stays; one that goes hands its input on.
         plan: says of each graph what is called in the place of which layer.
         batch_size: the batch dimension of the inputs, by default that of the model.
+        front: what is called on each input before anything else.
+        changes: says of each layer how the configuration of its copy differs.
 
     Raises:
         InputError: the model is no functional or Sequential one, so its graph is not known.
@@ -109,23 +149,36 @@ def rebuild(
     graph = _functional(model)
     copies: dict[int, tuple[keras.Layer, keras.Layer]] = {}
     replaced = plan(Graph(graph))
+    fronted: dict[int, Any] = {}  # by the input
 
     def call(layer: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = keras.tree.map_structure(lambda x: fronted.get(id(x), x), (args, kwargs))
         if layer in replaced:
             return replaced[layer](*args)  # `Graph.once`: called with nothing else
         if isinstance(layer, keras.Layer) and not keep(layer):
             return args[0]
         if id(layer) not in copies:
             nested = isinstance(layer, keras.Model)
-            copy = rebuild(layer, keep=keep, plan=plan) if nested else copy_layer(layer)
+            copy = (
+                rebuild(layer, keep=keep, plan=plan, changes=changes)
+                if nested
+                else copy_layer(layer, **changes(layer))
+            )
             copies[id(layer)] = layer, copy
+            with _undrawn(copy):
+                return copy(*args, **kwargs)
         return copies[id(layer)][1](*args, **kwargs)
 
     names = [layer.name for layer in graph.layers if isinstance(layer, layers.InputLayer)]
     inputs = [
-        keras.Input(batch_shape=(batch_size or x.shape[0], *x.shape[1:]), dtype=x.dtype, name=name)
+        keras.Input(
+            batch_shape=(batch_size or x.shape[0], *x.shape[1:]),
+            **({"dtype": x.dtype} | dict(changes(x._keras_history.operation))),
+            name=name,
+        )
         for x, name in zip(graph.inputs, names, strict=True)
     ]
+    fronted.update({id(x): front(x) for x in inputs})
     copy = keras.models.clone_model(
         graph,
         input_tensors=_plain(inputs),
@@ -135,8 +188,32 @@ def rebuild(
     for layer, layer_copy in copies.values():
         # A bare op has no weights, and a nested model has got its own.
         if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model):
-            layer_copy.set_weights(layer.get_weights())
+            _take_weights(layer_copy, layer)
     return copy
+
+
+@contextlib.contextmanager
+def _undrawn(layer: Any) -> Iterator[None]:
+    """Within, the layer is built with zeros: to draw 100 million numbers takes seconds."""
+    drawn = {name: value for name, value in vars(layer).items() if name.endswith("_initializer")}
+    for name in drawn:
+        setattr(layer, name, keras.initializers.Zeros())
+    try:
+        yield
+    finally:
+        for name, value in drawn.items():
+            setattr(layer, name, value)
+
+
+def _take_weights(copy: Any, layer: Any) -> None:
+    if not _sharing.get():
+        copy.set_weights(layer.get_weights())
+        return
+    for new, old in zip(copy.weights, layer.weights, strict=True):
+        if (new.shape, new.dtype) == (old.shape, old.dtype):
+            new._value = old._value  # Keras has no public way to hand in a variable
+        else:
+            new.assign(old)
 
 
 def replace(model: keras.Model, plan: Plan) -> keras.Model:
@@ -174,6 +251,11 @@ def copy_layer(layer: keras.Operation, **changes: Any) -> keras.Operation:
     Raises:
         InputError: the layer has no configuration.
     """
+    if isinstance(layer, layers.Lambda):
+        raise InputError(
+            f"layer {layer.name!r} is a Lambda, whose function nobody can look into: use keras.ops "
+            "on the tensors in its place, or write it as a layer class with call and get_config"
+        )
     try:
         return layer.__class__.from_config({**layer.get_config(), **changes})
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -184,15 +266,17 @@ def copy_layer(layer: keras.Operation, **changes: Any) -> keras.Operation:
 
 
 def edited(
-    graph: Graph, layer: keras.Operation, weights: list[np.ndarray], **changes: Any
+    graph: Graph, layer: keras.Operation, weights: list[np.ndarray] | None, **changes: Any
 ) -> keras.Operation:
-    """A layer that is called once, with other weights, and with `changes` of its configuration."""
-    copy = copy_layer(layer, **changes)
-    copy.build(graph.inputs(layer)[0].shape)
-    copy.set_weights(weights)
+    """A layer that is called once, with other weights, and with `changes` of its configuration.
+
+    The weights are its own if they are None.
+    """
+    copy: Any = copy_layer(layer, **changes)
+    with _undrawn(copy):
+        copy.build(graph.inputs(layer)[0].shape)
+    if weights is None:
+        _take_weights(copy, layer)
+    else:
+        copy.set_weights(weights)
     return copy
-
-
-def identity(x: Any) -> Any:
-    """A `Call` that leaves a layer out: its input is its output."""
-    return x

@@ -22,6 +22,7 @@ from types import FrameType
 from absl import flags
 
 from kapps.tflite.child import MOST_SECONDS
+from kapps.tflite.programs import shape_flag
 from kapps.tools import cli
 
 _DEVICE = flags.DEFINE_string(
@@ -52,6 +53,7 @@ _TIME_LIMIT = flags.DEFINE_float(
     lower_bound=1,
     upper_bound=MOST_SECONDS,
 )
+_INPUT_SHAPE = shape_flag.define()
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file of the results, samples included")
 
 
@@ -78,6 +80,7 @@ def main(argv: list[str]) -> None:
                 stop_rule=_STOP_RULE.value,
                 launches=_LAUNCHES.value,
                 binary=_BENCHMARK_BINARY.value,
+                input_shape=_INPUT_SHAPE.value,
                 time_limit=_TIME_LIMIT.value,
                 progress=lambda share: bar.update(round(100 * share) - bar.n),
             )

@@ -12,30 +12,17 @@ Examples:
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import sys
-from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from kapps._errors import InputError, printable
 from kapps.tflite.child import MOST_SECONDS
+from kapps.tflite.programs import model_flags
 from kapps.tools import cli
 
-if TYPE_CHECKING:
-    from kapps.tflite.comparison import Comparison
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of a finished run of kapps-train")
-_MODEL = flags.DEFINE_string("model", None, "network of --weights")
-_WEIGHTS = flags.DEFINE_string(
-    "weights", None, "file of weights, or tag of published ones, in place of --workdir"
-)
-_IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "height and width of the input, pixels; by default the network's"
-)
-_CLASSES = flags.DEFINE_integer("classes", None, "number of classes of --weights", lower_bound=1)
+_MODEL = model_flags.define()
 _DATASET = flags.DEFINE_string(
     "dataset",
     None,
@@ -48,21 +35,19 @@ _TIME_LIMIT = flags.DEFINE_float(
 )
 _JSON = flags.DEFINE_string("json", None, "file to write the figures to as well")
 
+_START_LIMIT = 600.0  # seconds to load a file of --keras and the images
+
 
 def main(argv: list[str]) -> int | None:
     """Compares and prints a table for each file."""
     cli.check_output(_JSON)
+    if _MODEL.is_for_another_process():
+        return _MODEL.start_anew("compare", _START_LIMIT + _TIME_LIMIT.value * len(argv[1:]))
     from kapps._files import atomic_write
+    from kapps.tflite import source as sources
     from kapps.tflite.comparison import compare_layers
-    from kapps.tflite.programs import source as sources
 
-    source = sources.load_model(
-        _WORKDIR.value,
-        _MODEL.value,
-        _WEIGHTS.value,
-        image_size=_IMAGE_SIZE.value,
-        classes=_CLASSES.value,
-    )
+    source = _MODEL.load()
     dataset = _DATASET.value or source.dataset
     if dataset is None:
         raise InputError("give real images to compare on: --dataset=NAME or --dataset=folder:PATH")
@@ -77,26 +62,9 @@ def main(argv: list[str]) -> int | None:
         print(results[file].verdict(), flush=True)
     if _JSON.value is not None:
         with atomic_write(_JSON.value) as temporary:
-            figures = {file: _figures(comparison) for file, comparison in results.items()}
+            figures = {file: comparison.figures() for file, comparison in results.items()}
             temporary.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
     return int(not all(comparison.agrees for comparison in results.values()))
-
-
-def _figures(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON, which has no infinity and no not-a-number: null stands for them."""
-    return {
-        "quantization": comparison.quantization,
-        "images": comparison.images,
-        "agrees": comparison.agrees,
-        "parts_at": comparison.parts_at and comparison.parts_at.layer,
-        "layers": [
-            {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in dataclasses.asdict(error).items()
-            }
-            for error in comparison.worst_first
-        ],
-    }
 
 
 def run() -> None:

@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from kapps.tflite.child import MOST_SECONDS
+from kapps.tflite.programs import shape_flag
 from kapps.tools import cli
 
 _JSON = flags.DEFINE_boolean(
@@ -25,6 +26,7 @@ _JSON = flags.DEFINE_boolean(
 _TIME_LIMIT = flags.DEFINE_float(
     "time_limit", 60.0, "seconds for one file", lower_bound=0.1, upper_bound=MOST_SECONDS
 )
+_INPUT_SHAPE = shape_flag.define()
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +36,8 @@ def main(argv: list[str]) -> int:
     from kapps._errors import InputError
     from kapps.tflite.inspection import inspect_each
 
-    found = dict(zip(argv[1:], inspect_each(argv[1:], time_limit=_TIME_LIMIT.value), strict=True))
+    inspected = inspect_each(argv[1:], input_shape=_INPUT_SHAPE.value, time_limit=_TIME_LIMIT.value)
+    found = dict(zip(argv[1:], inspected, strict=True))
     good = [i for i in found.values() if not isinstance(i, InputError)]
     bad = [error for error in found.values() if isinstance(error, InputError)]
     if _JSON.value:

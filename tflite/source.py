@@ -1,17 +1,19 @@
-"""What the binaries of conversion share: the model and the images that their flags name."""
+"""What the programs share: the model and the images that their flags name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
 import kapps
 from kapps._errors import InputError
+from kapps.tflite import keras_file
+from kapps.tflite.conversion import _image_shape as image_shape
 from kapps.tools import data, pipeline, runs
+from kapps.tools.network import build_network
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Model:
     labels: tuple[str, ...] | None
     """The name of each class, or None."""
     weights: Path | kapps.PublishedWeights | None
-    """The file of its weights, or which published ones they are; None if that is not known."""
+    """The file that they are in, or which published ones they are; None if that is not known."""
     dataset: str | None
     """What it was trained on, if it is of a run."""
     data_dir: str | None
@@ -35,16 +37,20 @@ def load_model(
     name: str | None,
     weights: str | None,
     *,
+    arguments: str | None = None,
+    saved: str | None = None,
     image_size: int | None = None,
     classes: int | None = None,
     labels: str | None = None,
 ) -> Model:
-    """The model of a run's folder, or of a name and weights: a file, or the tag of published ones.
+    """The model of a run's folder, of a name and weights, or of a `.keras` file.
 
     Args:
-        workdir: folder of a finished run of kapps-train; or else `name` and `weights`.
+        workdir: folder of a finished run of kapps-train.
         name: of the network.
-        weights: as its builder takes them.
+        weights: as its builder takes them: a file, or the tag of published ones.
+        arguments: further ones of the network, as `kapps.tools.network` takes them.
+        saved: a `.keras` file, loaded in a process with limits only: see `keras_file`.
         image_size: height and width of the input, pixels; by default the network's own.
         classes: by default as many as there are labels, or else the network's own.
         labels: file with the name of each class, one a line; by default the run's.
@@ -52,14 +58,18 @@ def load_model(
     Raises:
         InputError: the arguments do not go together, or something that they name is not there.
     """
-    if (workdir is None) == (weights is None):
-        raise InputError("give either --workdir of a run, or --model and --weights")
+    if [workdir, weights, saved].count(None) != 2:
+        raise InputError(
+            "give either --workdir of a run, or --model and --weights, or --keras of a file"
+        )
+    if weights is None and (name, arguments, image_size, classes) != (None,) * 4:
+        known = "run" if saved is None else "file"
+        raise InputError(
+            "--model, --arguments, --image_size and --classes belong to --weights; a "
+            f"{known} knows its own"
+        )
     names = None if labels is None else read_labels(labels)
     if workdir is not None:
-        if (name, image_size, classes) != (None, None, None):
-            raise InputError(
-                "--model, --image_size and --classes belong to --weights; a run knows its own"
-            )
         run = runs.load_run(workdir)
         return Model(
             run.model,
@@ -70,19 +80,58 @@ def load_model(
             run.image_size,
             run.crop,
         )
+    if saved is not None:
+        model = keras_file.load(saved)
+        height, width = image_shape(model)[:2]
+        if height != width:
+            raise InputError(f"{saved} takes {height} x {width} pixels: expected a square")
+        return Model(model, names, Path(saved), None, None, height, 1.0)
     if name is None:
         raise InputError("--model must be given with --weights; --help lists the flags")
     assert weights is not None
-    builder = kapps.get_builder(name)
-    size = builder.input_shape[0] if image_size is None else image_size
-    arguments: dict[str, Any] = {}
-    if classes is not None or names is not None:
-        arguments["classes"] = classes or len(names or ())
-    with runs.no_random_classifier("give --classes or --labels as the weights have"):
-        model = builder(weights=weights, input_shape=(size, size, 3), **arguments)
+    model, size = build(
+        name,
+        weights,
+        classes or len(names or ()) or None,
+        arguments=arguments,
+        image_size=image_size,
+        remedy="give --classes or --labels as the weights have",
+    )
     # A file that was loaded has a suffix, and a tag has none.
     source = Path(weights) if Path(weights).suffix else model.kapps_weights
     return Model(model, names, source, None, None, size, 1.0)
+
+
+def build(
+    name: str,
+    weights: str,
+    classes: int | None,
+    *,
+    arguments: str | None,
+    image_size: int | None,
+    remedy: str,
+) -> tuple[keras.Model, int]:
+    """A network with weights that are all there, and height and width of its input in pixels.
+
+    Args:
+        name: of the network.
+        weights: as its builder takes them.
+        classes: by default the network's own number.
+        arguments: further ones of the network, as `kapps.tools.network` takes them.
+        image_size: by default the network's own.
+        remedy: what to do if the weights are of another number of classes.
+
+    Raises:
+        InputError: there is no such network, or the weights are not of it.
+    """
+    builder = kapps.get_builder(name)
+    size = builder.input_shape[0] if image_size is None else image_size
+    shape = (size, size, 3)
+    with runs.no_random_classifier(remedy):
+        model = build_network(
+            builder, arguments, input_shape=shape, classes=classes, weights=weights
+        )
+    return model, size
 
 
 def read_labels(path: str) -> tuple[str, ...]:
