@@ -152,6 +152,19 @@ def test_a_result_is_shown_without_its_samples(tmp_path):
     assert len(repr(result)) < 1500
 
 
+def test_times_are_milliseconds(tmp_path):
+    """The runs take most of the time that the task takes, and never more."""
+    path = tmp_path / "a.tflite"
+    path.write_bytes(crafted_file([1, 12]))
+    request = {"paths": [str(path)], "folder": str(tmp_path), "threads": 1, "warmup": 0}
+    request |= {"min_runs": 20_000, "min_seconds": 0, "turn_ms": 50}
+    began = time.perf_counter()
+    latency_task.work(request, lambda **message: None)
+    elapsed_ms = 1e3 * (time.perf_counter() - began)
+    # The machine may be busy with other things between two runs, but not a hundred times as long.
+    assert elapsed_ms / 100 < np.load(tmp_path / "0.npy").sum() <= elapsed_ms
+
+
 def test_nothing_to_measure():
     assert measure([]) == []
 

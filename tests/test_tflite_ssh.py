@@ -230,6 +230,19 @@ def test_hosts():
     assert _split("me@[::1]") == ("me@::1", "")
 
 
+@pytest.mark.parametrize(("host", "port"), [("me@pi:2222", ["2222"]), ("me@pi", [])])
+def test_the_port_is_handed_to_the_client(host, port, monkeypatch, tmp_path):
+    """A client that notes its arguments: the genuine one has them from its configuration here."""
+    client = tmp_path / "ssh"
+    client.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {shlex.quote(str(tmp_path / 'said'))}\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    Ssh(host).close()
+    arguments = (tmp_path / "said").read_text().splitlines()
+    assert [arguments[i + 1] for i, word in enumerate(arguments) if word == "-p"] == port
+    assert arguments[-3:] == ["--", "me@pi", "true"]
+
+
 def test_nothing_stays_behind_when_closed(board, monkeypatch):
     scratch = Path(tempfile.mkdtemp(dir="/tmp"))
     monkeypatch.setattr("tempfile.tempdir", str(scratch))

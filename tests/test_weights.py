@@ -213,6 +213,19 @@ def test_gray_stem_answers_as_the_colour_stem_to_gray(tmp_path):
     )
 
 
+def test_a_stem_of_more_channels_answers_as_loud(tmp_path):
+    """The published ones repeat: an image beside itself gets the answer of the image alone."""
+    one = kapps.LeNet5(input_shape=(32, 32, 3))
+    kapps.save_weights(one, tmp_path / "w.safetensors")
+    beside = kapps.LeNet5(input_shape=(32, 32, 6), weights=tmp_path / "w.safetensors")
+    x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3))
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(beside(np.concatenate([x, x], -1))),
+        keras.ops.convert_to_numpy(one(x)),
+        atol=1e-5,
+    )
+
+
 def test_writing_keeps_the_old_file_when_it_fails(model, tmp_path, monkeypatch):
     file = tmp_path / "w.safetensors"
     kapps.save_weights(model, file)

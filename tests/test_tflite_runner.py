@@ -1,0 +1,29 @@
+"""Images into a quantized file, and numbers out of it."""
+
+from __future__ import annotations
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from tflite_crafted import crafted_file
+
+from kapps.tflite import Runner
+
+
+def test_zero_points_are_of_input_and_output(tmp_path):
+    """A file that pools 2x2 pixels, in integers q that stand for (q - 7) / 2."""
+    model = schema.ModelT.InitFromPackedBuf(crafted_file([1, 12], "UINT8"), 0)
+    for tensor in model.subgraphs[0].tensors[:3]:
+        tensor.quantization.scale, tensor.quantization.zeroPoint = [0.5], [7]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    (tmp_path / "net.tflite").write_bytes(bytes(builder.Output()))
+    runner = Runner(tmp_path / "net.tflite")
+    assert runner.input_quantization == runner.output_quantization == (0.5, 7)
+
+    images = np.random.default_rng(0).integers(0, 25, (3, 2, 1, 2, 1, 3)) * 4
+    pixels = images.repeat(2, 2).repeat(2, 4).reshape(3, 4, 4, 3)
+    expected = images.reshape(3, 12)
+    np.testing.assert_array_equal(runner.predict(pixels), expected)
+    # What is beyond the integers is the nearest that there is: (255 - 7) / 2.
+    np.testing.assert_array_equal(runner.predict(np.full((1, 4, 4, 3), 250.0)), [[124.0] * 12])
