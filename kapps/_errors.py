@@ -6,6 +6,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable
+from typing import SupportsInt, TypeGuard
 
 _MOST = 20  # names in one message
 
@@ -36,12 +37,30 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
 
 
+def one_line(text: object, limit: int = 500) -> str:
+    """The text as one printable line of at most `limit` characters; what is cut ends in "..."."""
+    line = printable(text)
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
 def is_number(value: object) -> bool:
     """Whether it is a finite real number, of Python or NumPy."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_whole(builder: str, name: str, value: object) -> None:
-    """Raises an `InputError` if the builder's parameter is no whole number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{builder}: {name} must be a whole number above 0, not {value!r}")
+def is_whole(value: object) -> TypeGuard[SupportsInt]:
+    """Whether it is a whole number, of Python or NumPy; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_whole(where: str, name: str, value: object, *, least: int | None = None) -> int:
+    """The value as an `int`.
+
+    Raises:
+        InputError: it is no whole number, or below `least`, which is 1 unless it is said. `where`
+            is the builder or function whose parameter it is.
+    """
+    if not is_whole(value) or int(value) < (1 if least is None else least):
+        bound = " above 0" if least is None else f", {least} or more"
+        raise InputError(f"{where}: {name} must be a whole number{bound}, not {value!r}")
+    return int(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -22,16 +24,24 @@ for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFAC
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1"]))
 
+# Of all that is random: the same in every run, but another each night (`make test-nightly`).
+SEED = int(os.environ.get("KAPPS_TEST_SEED", 0))
 # The machine may be busy with other things: a slow example is no error.
-hypothesis.settings.register_profile("kapps", deadline=None)
+hypothesis.settings.register_profile(
+    "kapps", deadline=None, derandomize="KAPPS_TEST_SEED" not in os.environ
+)
 hypothesis.settings.load_profile("kapps")
+
+
+def pytest_report_header() -> str:
+    return f"KAPPS_TEST_SEED={SEED}"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup():
     """A fixture has the same random weights each time, whichever test asks for it first."""
     if "keras" in sys.modules:
-        sys.modules["keras"].utils.set_random_seed(0)
+        sys.modules["keras"].utils.set_random_seed(SEED)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +49,32 @@ def _same_random_weights():
     """A test sees the same random weights each time, wherever it runs."""
     import keras
 
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(SEED)
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """For what a test draws itself: 0, or the night's."""
+    return SEED
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Waits while a test of another process runs alone, and with one of these for all others."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        return (yield)
+    folder = Path(tempfile.gettempdir())
+    with (
+        open(folder / f"kapps-{run}-queue", "w") as queue,
+        open(folder / f"kapps-{run}-running", "w") as running,
+    ):
+        alone = item.get_closest_marker("alone") is not None
+        # Whoever waits holds the queue: a test that runs alone is not overtaken again and again.
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -134,6 +135,51 @@ def test_learning_rate(schedule: str) -> None:
     assert rates[10] == pytest.approx(0.4)
     middle, end = {"constant": (0.4, 0.4), "cosine": (0.2, 0.0), "linear": (0.2, 0.0)}[schedule]
     assert rates[30] == pytest.approx(middle) and rates[50] == pytest.approx(end, abs=1e-7)
+
+
+@pytest.fixture
+def policy() -> Iterator[Callable[[str], None]]:
+    """Sets Keras's dtype policy for one test."""
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy("float32")
+
+
+def test_other_dtypes_train_alike(tmp_path: Path, tiny, policy) -> None:
+    """25 steps from the same weights; bfloat16 has 8 significant bits, and float64 53."""
+    start = tiny.TinyNet(input_shape=(16, 16, 3), classes=10)
+    kapps.save_weights(start, tmp_path / "start.safetensors")
+    recipe = dataclasses.replace(tiny.PLAIN, epochs=1)
+
+    def trained(name: str) -> dict[str, np.ndarray]:
+        policy(name)
+        run = config(tmp_path / name, recipe, weights=str(tmp_path / "start.safetensors"))
+        result = training.train(run, progress=False)
+        policy("float32")
+        return safetensors.numpy.load_file(result.weights)
+
+    wanted, begin = trained("float32"), safetensors.numpy.load_file(tmp_path / "start.safetensors")
+    moved = max(np.abs(wanted[name] - value).max() for name, value in begin.items())
+    for name, share in (("float64", 1e-4), ("mixed_bfloat16", 0.1)):
+        apart = {key: np.abs(value - wanted[key]).max() for key, value in trained(name).items()}
+        assert max(apart.values()) <= share * moved, (name, apart)
+
+
+def test_dtypes_that_lose_steps_are_refused_and_evaluate(tmp_path: Path, tiny, policy) -> None:
+    whole = data.load("synthetic").validation
+    source = data.Subset(whole, np.arange(40))
+    model = tiny.TinyNet(input_shape=(16, 16, 3), classes=10)
+    wanted = training.evaluate(model, source, image_size=16)
+    kapps.save_weights(model, tmp_path / "start.safetensors")
+    for name in ("float16", "mixed_float16", "bfloat16"):
+        policy(name)
+        with pytest.raises(kapps.InputError, match=f"the dtype policy {name} .* choose float32, "):
+            training.train(config(tmp_path / "run", tiny.PLAIN), progress=False)
+        assert not (tmp_path / "run").exists()
+        same = tiny.TinyNet(
+            weights=tmp_path / "start.safetensors", input_shape=(16, 16, 3), classes=10
+        )
+        result = training.evaluate(same, source, image_size=16)
+        assert result.loss == pytest.approx(wanted.loss, rel=1e-2), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -370,8 +416,30 @@ def test_recipes() -> None:
         assert local.epochs <= 2 and local.batch_size <= 32 and local.image_size <= 32
     with pytest.raises(kapps.InputError, match="unknown recipe 'digit'; did you mean digits"):
         get_recipe("digit")
-    for field, value in (("epochs", 0), ("learning_rate", -1.0), ("crop", 0.0), ("crop_area", 2.0)):
+    for field, value in (
+        ("epochs", 0),
+        ("epochs", 2.5),
+        ("batch_size", True),
+        ("image_size", "64"),
+        ("stop_patience", None),
+        ("learning_rate", -1.0),
+        ("learning_rate", "0.1"),
+        ("weight_decay", float("nan")),
+        ("warmup_epochs", float("inf")),
+        ("crop", 0.0),
+        ("crop", None),
+        ("crop_area", 2.0),
+        ("bn_momentum", True),
+        ("stop_at", 99),
+    ):
         with pytest.raises(kapps.InputError, match=field):
             dataclasses.replace(RECIPES["digits"], **{field: value})
+    numpy = dataclasses.replace(
+        RECIPES["digits"], epochs=np.int64(3), learning_rate=np.float32(0.5), image_size=None
+    )
+    assert json.dumps(dataclasses.asdict(numpy)) and numpy.epochs == 3
+    for seed in (-1, 2**32, 1.0, True):
+        with pytest.raises(kapps.InputError, match="seed must be a whole number, 0 to"):
+            TrainConfig("LeNet5", "digits", "run", seed=seed).resolved()
     with pytest.raises(kapps.InputError, match="did you mean cosine"):
         dataclasses.replace(RECIPES["digits"], schedule="cosin")

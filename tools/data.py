@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from kapps._errors import InputError, unknown
-from kapps._pixels import to_rgb
+from kapps._images import as_rgb
 
 FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM|GIF8[79]a|RIFF....WEBP", re.DOTALL)
@@ -221,7 +221,7 @@ def _orientation(image: Image.Image) -> Any:
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """An image file as RGB uint8 (height, width, 3), turned as its EXIF data says.
 
-    An animation gives its first frame; for pixels of other kinds see `kapps._pixels.to_rgb`.
+    An animation gives its first frame; for pixels of other kinds see `kapps._images.as_rgb`.
 
     Raises:
         InputError: the file cannot be read or decoded, or has more than 89 million pixels (Pillow's
@@ -233,7 +233,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
                 raise ValueError(f"{image.width}x{image.height} pixels are too many")
             image.load()
             turn = _TURNS.get(_orientation(image))
-            return np.asarray(to_rgb(image if turn is None else image.transpose(turn)))
+            return np.asarray(as_rgb(image if turn is None else image.transpose(turn)))
     except Exception as error:  # Pillow's decoders raise half a dozen kinds
         reason = str(error).replace(os.fspath(path), "").strip(" :'\"") or type(error).__name__
         raise InputError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
-from kapps._errors import InputError, unknown
+from kapps._errors import InputError, is_number, is_whole, unknown
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -69,22 +70,33 @@ class Recipe:
         ):
             if value not in known:
                 raise unknown(kind, value, known)
-        for name, valid, wanted in (
-            ("learning_rate", 0 < self.learning_rate < float("inf"), "above 0"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("image_size", self.image_size is None or self.image_size >= 1, "at least 1"),
-            ("warmup_epochs", 0 <= self.warmup_epochs < float("inf"), "at least 0"),
-            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
-            ("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
-            ("crop", 0 < self.crop <= 1, "above 0, and at most 1"),
-            ("crop_area", 0 < self.crop_area <= 1, "above 0, and at most 1"),
-            ("bn_momentum", self.bn_momentum is None or 0 <= self.bn_momentum < 1, "in 0 to 1"),
-            ("stop_patience", self.stop_patience >= 1, "at least 1"),
-        ):
-            if not valid:
-                raise InputError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+        for name in ("batch_size", "epochs", "image_size", "stop_patience"):
+            value = getattr(self, name)
+            if value is None and name == "image_size":
+                continue
+            if not is_whole(value):
+                raise InputError(f"{name} must be a whole number, not {value!r}")
+            if int(value) < 1:
+                raise InputError(f"{name} must be at least 1, not {value!r}")
+            object.__setattr__(self, name, int(value))  # NumPy's cannot be written to config.json
+        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+            ("learning_rate", lambda x: x > 0, "above 0"),
+            ("warmup_epochs", lambda x: x >= 0, "at least 0"),
+            ("momentum", lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            ("weight_decay", lambda x: x >= 0, "at least 0"),
+            ("label_smoothing", lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            ("crop", lambda x: 0 < x <= 1, "above 0, and at most 1"),
+            ("crop_area", lambda x: 0 < x <= 1, "above 0, and at most 1"),
+            ("bn_momentum", lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            ("stop_at", lambda x: 0 <= x <= 1, "in 0 to 1"),
+        )
+        for name, within, wanted in ranges:
+            value = getattr(self, name)
+            if value is None and name in ("bn_momentum", "stop_at"):
+                continue
+            if not is_number(value) or not within(value):
+                raise InputError(f"{name} must be {wanted}, not {value!r}")
+            object.__setattr__(self, name, float(value))
 
     def local(self) -> Recipe:
         """The same recipe at a size that runs in seconds on a CPU, to see that it runs at all."""

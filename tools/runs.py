@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import keras
 
 import kapps
-from kapps._errors import InputError
+from kapps._errors import InputError, is_whole
 from kapps.tools import data
 from kapps.tools.json_files import read_json
 from kapps.tools.recipes import Recipe, get_recipe
@@ -64,6 +64,8 @@ class TrainConfig:
         Raises:
             InputError: the recipe or the model is unknown, or a value is out of range.
         """
+        if not is_whole(self.seed) or not 0 <= int(self.seed) < 2**32:
+            raise InputError(f"seed must be a whole number, 0 to 2**32 - 1, not {self.seed!r}")
         recipe = get_recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
         shared = {f.name for f in dataclasses.fields(self)} & {
             f.name for f in dataclasses.fields(recipe)
@@ -171,7 +173,7 @@ def settings_of(config: TrainConfig, recipe: Recipe, dataset: data.Dataset) -> d
         "data_dir": config.data_dir,
         "class_names": list(dataset.class_names),
         "images": len(dataset.train),
-        "seed": config.seed,
+        "seed": int(config.seed),
         "weights": config.weights,
         "dtype_policy": keras.config.dtype_policy().name,
         **settings,
