@@ -16,5 +16,7 @@ setup(
         "kapps.tflite.tuning",
     ],
     package_dir={"kapps": "kapps", "kapps.tools": "tools", "kapps.tflite": "tflite"},
-    package_data={"kapps": ["py.typed", "weights_index.csv"]},
+    package_data={
+        "kapps": ["__init__.pyi", "py.typed", "weights_index.csv"],
+    },
 )

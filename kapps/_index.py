@@ -10,6 +10,7 @@ import functools
 import importlib.resources
 
 from kapps._errors import InputError
+from kapps._registry import get_builder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +78,7 @@ def list_weights(builder: str) -> list[PublishedWeights]:
     """
     rows = published(builder)
     if not rows:
-        import kapps  # not at the top: the table is below the builders
-
-        kapps.get_builder(builder)  # raises what is to be said of an unknown name
+        get_builder(builder)  # raises what is to be said of an unknown name
     return rows
 
 

@@ -13,8 +13,8 @@ from typing import Literal
 import keras
 from keras import KerasTensor, layers
 
-from kapps._custom_layers import AdaptiveAveragePooling2D, MirrorPadding2D
 from kapps._errors import InputError
+from kapps.custom_layers import AdaptiveAveragePooling2D, MirrorPadding2D
 
 Padding = Literal["symmetric", "same", "valid"]
 """symmetric: as PyTorch pads, (k - 1) // 2 on every side. same: as TensorFlow pads, uneven at

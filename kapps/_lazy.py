@@ -1,8 +1,4 @@
-"""Public names whose modules load on first use (PEP 562).
-
-Importing a package then costs nothing, and a program can set up its process before Keras and its
-backend are loaded: TensorFlow reads its log level once, when it is imported.
-"""
+"""Public names whose modules load on first use, and modules that are loaded with another one."""
 
 from __future__ import annotations
 
@@ -33,8 +29,9 @@ def lazy_names(
 def load_with(trigger: str, modules: Sequence[str]) -> None:
     """Imports `modules` as soon as `trigger` is imported; now, if it is.
 
-    Keras finds the layers of a saved model only if their modules are loaded, and nobody who calls
-    `keras.saving.load_model` after `import kapps` expects to name one of them first.
+    What imports the trigger may be one of the modules, or a module that any of them needs, and is
+    then incomplete when they are loaded. So they import nothing but the trigger and what does not
+    import it; and of each other nothing by name (`from kapps import custom_layers` will do).
     """
     if trigger in sys.modules:
         _load(modules)

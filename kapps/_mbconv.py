@@ -9,7 +9,7 @@ from keras import KerasTensor
 
 from kapps import _layers
 from kapps._errors import InputError, is_number
-from kapps._model import Net
+from kapps._network import Net
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,6 @@ class MBConv:
         filters: int,
         activation: str,
         se_channels: int = 0,
-        depth: float,
-        drop_block: bool = False,
     ) -> KerasTensor:
         """[1x1, BN, act,] depthwise, BN, act, [SE,] 1x1, BN [, + input].
 
@@ -53,7 +51,7 @@ class MBConv:
             x = self.se(x, se_channels, f"{path}.se")
         x = self.bn(_layers.conv(x, filters, 1, f"{path}.{last[0]}"), f"{path}.{last[1]}")
         if stride == 1 and filters == shortcut.shape[-1]:
-            x = net.add(x, shortcut, path, depth=depth, drop_block=drop_block)
+            x = net.add(x, shortcut, path)
         return x
 
 

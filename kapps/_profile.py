@@ -6,19 +6,19 @@ All of it follows from the shapes in the graph; the network is not run.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import keras
 from keras import layers
 
-from kapps import _custom_layers
+from kapps._arguments import shape_of
+from kapps._block_skipping import nodes_in_order
 from kapps._errors import InputError
-from kapps._models import nodes_in_order
+from kapps._receptive_field import Axis, propagate
 
 _CONV = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -38,15 +38,6 @@ _UNCOUNTED_OPS = re.compile(
     "Conv|ConvTranspose|DepthwiseConv|SeparableConv|Dot|DotProductAttention|Einsum|Inner|Matmul|"
     "Outer|Tensordot|Vdot"
 )
-# They keep the size of a map and still move or mix its positions.
-_MIXING = (layers.GroupNormalization, layers.Permute, layers.Reshape, *_UNCOUNTED)
-_ALONG_AXIS = (
-    layers.LayerNormalization,
-    layers.RMSNormalization,
-    layers.Softmax,
-    layers.UnitNormalization,
-)
-_MIXING_OPS = re.compile("Flip|Moveaxis|Reshape|Roll|Rot90|Swapaxes|Transpose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +136,7 @@ class Profile:
     __repr__ = __str__
 
 
-def profile(
-    model: keras.Model, input_shape: tuple[int | None, int | None, int] | None = None
-) -> Profile:
+def profile(model: keras.Model, input_shape: Sequence[int | None] | None = None) -> Profile:
     """Parameters, MACs, activation memory and receptive field of a model, layer by layer.
 
     MACs are the multiply-accumulate operations of convolutions and fully connected layers for one
@@ -175,8 +164,8 @@ def profile(
         InputError: a size is not fixed, or a layer multiplies in a way that has no rule here; the
             message names the remedy.
     """
-    values = _inputs(model, input_shape)
-    walk = _Walk([value.shape for value in values])
+    values = inputs_of(model, input_shape)
+    walk = Walk([value.shape for value in values])
     outputs = walk.run(model, values, "")
     fields = [
         value.field
@@ -196,13 +185,13 @@ def profile(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Value:
+class Value:
     """A tensor of the graph."""
 
     shape: tuple[int, ...]
     """Without the batch."""
     dtype: str
-    field: tuple[_Axis, _Axis] | None
+    field: tuple[Axis, Axis] | None
     """What it sees, vertically and horizontally; None if it does not depend on the image."""
 
     @property
@@ -219,24 +208,29 @@ class _Value:
 @dataclasses.dataclass(frozen=True)
 class _Step:
     profile: LayerProfile
-    inputs: Sequence[_Value]
-    outputs: Sequence[_Value]
+    inputs: Sequence[Value]
+    outputs: Sequence[Value]
 
 
-class _Walk:
-    """Goes through a graph in the order of execution, nested models included."""
+class Walk:
+    """Goes through a graph in the order of execution, nested models included.
 
-    def __init__(self, input_shapes: Iterable[tuple[int, ...]]) -> None:
+    `counting` is whether products are counted: of a layer that has no rule that is an error.
+    """
+
+    def __init__(self, input_shapes: Iterable[tuple[int, ...]], counting: bool = True) -> None:
+        self.counting = counting
         images = {shape[:2] for shape in input_shapes if len(shape) == 3}
         # Without images, or with those of two sizes, there is nothing to measure a field in.
         self.image = images.pop() if len(images) == 1 else None
         self.steps: list[_Step] = []
+        self.values: dict[int, Value] = {}  # by the identity of the outer graph's symbolic tensors
         self.counted: set[int] = set()
 
-    def run(self, model: keras.Model, inputs: Sequence[_Value], prefix: str) -> list[_Value]:
+    def run(self, model: keras.Model, inputs: Sequence[Value], prefix: str) -> list[Value]:
         """Adds the model's layers to `steps`, and returns its outputs."""
         values = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
-        for node in nodes_in_order(_graph(model)):
+        for node in nodes_in_order(graph_of(model)):
             op = node.operation
             name = prefix + op.name
             if node.is_input:
@@ -247,14 +241,16 @@ class _Walk:
                     self._add(op, name, [], [value], 0)
                 continue
             sources = [values[id(tensor)] for tensor in node.input_tensors]
-            if isinstance(op, keras.Model) and _graph(op) is not None:
+            if isinstance(op, keras.Model) and graph_of(op) is not None:
                 results = self.run(op, sources, f"{name}/")
             else:
                 results = self._call(node, name, sources)
             values.update(zip(map(id, node.outputs), results, strict=True))
+        if not prefix:
+            self.values = values
         return [values[id(tensor)] for tensor in model.outputs]
 
-    def _call(self, node: Any, name: str, sources: list[_Value]) -> list[_Value]:
+    def _call(self, node: Any, name: str, sources: list[Value]) -> list[Value]:
         op = node.operation
         if getattr(op, "data_format", None) == "channels_first" and any(
             len(source.shape) > 1 for source in sources
@@ -271,14 +267,15 @@ class _Walk:
                 "the layers before it fixed sizes"
             )
         results = [
-            _Value(shape, spec.dtype, self._field(op, sources, shape))
+            Value(shape, spec.dtype, self._field(op, sources, shape))
             for shape, spec in zip(shapes, specs, strict=True)
         ]
-        self._add(op, name, sources, results, _macs(op, name, sources, results))
+        macs = _macs(op, name, sources, results) if self.counting else 0
+        self._add(op, name, sources, results, macs)
         return results
 
     def _add(
-        self, op: Any, name: str, inputs: list[_Value], outputs: list[_Value], macs: int
+        self, op: Any, name: str, inputs: list[Value], outputs: list[Value], macs: int
     ) -> None:
         new = [v for v in getattr(op, "weights", ()) if id(v) not in self.counted]
         self.counted |= {id(variable) for variable in new}
@@ -300,32 +297,32 @@ class _Walk:
         )
         self.steps.append(_Step(layer, inputs, outputs))
 
-    def _image_field(self, value: _Value) -> tuple[_Axis, _Axis] | None:
+    def _image_field(self, value: Value) -> tuple[Axis, Axis] | None:
         if self.image is None or len(value.shape) != 3:
             return None
-        return _Axis((0,), (0,), 1), _Axis((0,), (0,), 1)
+        return Axis((0,), (0,), 1), Axis((0,), (0,), 1)
 
     def _field(
-        self, op: Any, sources: list[_Value], shape: tuple[int, ...]
-    ) -> tuple[_Axis, _Axis] | None:
+        self, op: Any, sources: list[Value], shape: tuple[int, ...]
+    ) -> tuple[Axis, Axis] | None:
         seeing = [source for source in sources if source.field is not None]
         if self.image is None or not seeing:
             return None
         is_map = len(shape) == 3
         sides = shape[:2] if is_map else (1, 1)
         vertical, horizontal = (
-            _propagate(
+            propagate(
                 op if is_map and len(seeing[0].shape) == 3 else None,  # no window over features
                 axis,
                 [(s.sides[axis], s.field[axis]) for s in seeing if s.field is not None],
                 sides[axis],
-                _Axis.everything(Fraction(self.image[axis], sides[axis])),
+                Axis.everything(Fraction(self.image[axis], sides[axis])),
             )
             for axis in (0, 1)
         )
         return vertical, horizontal
 
-    def pixels(self, fields: list[tuple[_Axis, _Axis]]) -> tuple[int, int] | None:
+    def pixels(self, fields: list[tuple[Axis, Axis]]) -> tuple[int, int] | None:
         """The largest of these receptive fields."""
         if self.image is None or not fields:
             return None
@@ -337,20 +334,20 @@ class _Walk:
         return height, width
 
 
-def _graph(model: keras.Model) -> Any:
+def graph_of(model: keras.Model) -> Any:
     """The functional part of a model; None if it is written as code."""
     # A sequential model keeps its graph inside.
     graph = getattr(model, "_functional", None) or model
     return graph if hasattr(graph, "_nodes_by_depth") else None
 
 
-def _inputs(
-    model: keras.Model, input_shape: tuple[int | None, int | None, int] | None
-) -> list[_Value]:
+def inputs_of(
+    model: keras.Model, input_shape: Sequence[int | None] | None, caller: str = "kapps.profile"
+) -> list[Value]:
     """The model's inputs, of fixed shape; they do not see anything yet."""
-    if not isinstance(model, keras.Model) or _graph(model) is None:
+    if not isinstance(model, keras.Model) or graph_of(model) is None:
         raise InputError(
-            f"kapps.profile takes a functional or a built sequential Keras model, not "
+            f"{caller} takes a functional or a built sequential Keras model, not "
             f"{type(model).__name__}; it reads the graph, which keras.Model(inputs, outputs) makes"
         )
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
@@ -360,7 +357,12 @@ def _inputs(
                 f"{model.name} has {len(shapes)} inputs; build it with a fixed shape for each in "
                 "place of input_shape"
             )
-        wanted = tuple(input_shape)
+        wanted = shape_of(input_shape)
+        if wanted is None:
+            raise InputError(
+                f"input_shape must be (height, width, channels), such as (224, 224, 3), not "
+                f"{input_shape!r}"
+            )
         if len(wanted) != len(shapes[0]) or any(
             side not in (None, given) for side, given in zip(shapes[0], wanted, strict=True)
         ):
@@ -379,12 +381,11 @@ def _inputs(
         )
         raise InputError(f"{model.name} takes inputs of any size, {shapes[0]}; {remedy}")
     return [
-        _Value(shape, tensor.dtype, None)
-        for shape, tensor in zip(shapes, model.inputs, strict=True)
+        Value(shape, tensor.dtype, None) for shape, tensor in zip(shapes, model.inputs, strict=True)
     ]
 
 
-def _output_specs(node: Any, name: str, sources: list[_Value]) -> list[Any]:
+def _output_specs(node: Any, name: str, sources: list[Value]) -> list[Any]:
     """The symbolic outputs of a call for inputs of these shapes."""
     op = node.operation
     if all(
@@ -421,7 +422,7 @@ def _check_input_spec(op: Any, name: str, shape: tuple[int | None, ...]) -> None
                 )
 
 
-def _peak(steps: Sequence[_Step], outputs: Sequence[_Value]) -> int:
+def _peak(steps: Sequence[_Step], outputs: Sequence[Value]) -> int:
     """The largest sum of tensors alive, bytes: from their making to their last use."""
     last = {id(value): i for i, step in enumerate(steps) for value in (*step.outputs, *step.inputs)}
     last.update((id(value), len(steps)) for value in outputs)
@@ -438,7 +439,7 @@ def _peak(steps: Sequence[_Step], outputs: Sequence[_Value]) -> int:
 # --- Multiplications -----------------------------------------------------------------------------
 
 
-def _macs(op: Any, name: str, sources: list[_Value], results: list[_Value]) -> int:
+def _macs(op: Any, name: str, sources: list[Value], results: list[Value]) -> int:
     """Multiply-accumulate operations of a call for one image."""
     if hasattr(op, "compute_macs"):
         shapes = [(None, *source.shape) for source in sources]
@@ -470,172 +471,6 @@ def _macs(op: Any, name: str, sources: list[_Value], results: list[_Value]) -> i
             "it into a layer with a method compute_macs(input_shape) that tells them for one image"
         )
     return 0
-
-
-# --- Receptive field -----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Axis:
-    """What the units along one axis of a map see of the image, without regard to its edges.
-
-    Unit i sees the pixels low[r] + q * step to high[r] + q * step, where q, r = divmod(i, n) for
-    the n entries of `low` and `high`. They are more than one only behind an upsampling, whose
-    units differ in what they see.
-    """
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    step: int | Fraction
-
-    @classmethod
-    def everything(cls, step: Fraction) -> _Axis:
-        return cls((-math.inf,), (math.inf,), step)
-
-    @property
-    def extent(self) -> float:
-        return max(high - low + 1 for low, high in zip(self.low, self.high, strict=True))
-
-    @property
-    def spacing(self) -> Fraction:
-        """Pixels from one unit to the next, in the mean."""
-        return Fraction(self.step, len(self.low))
-
-    @property
-    def stride(self) -> float:
-        spacing = self.spacing
-        return int(spacing) if spacing.denominator == 1 else float(spacing)
-
-    def unit(self, i: int) -> tuple[float, float]:
-        turns, phase = divmod(i, len(self.low))
-        return self.low[phase] + turns * self.step, self.high[phase] + turns * self.step
-
-    def read(self, sources: Callable[[int], Iterable[int]], outputs: int, inputs: int) -> _Axis:
-        """The axis of a map whose unit i reads the units `sources(i)` of this one.
-
-        The pattern repeats: `outputs` units further on, it reads `inputs` units further on.
-        """
-        phases = len(self.low) // math.gcd(len(self.low), inputs)
-        spans = [[self.unit(j) for j in sources(i)] for i in range(outputs * phases)]
-        return _Axis(
-            tuple(min((low for low, _ in span), default=math.inf) for span in spans),
-            tuple(max((high for _, high in span), default=-math.inf) for span in spans),
-            self.step * (inputs * phases // len(self.low)),
-        )
-
-    def window(self, size: int, stride: int, dilation: int, before: int) -> _Axis:
-        """Unit i reads `size` units, `dilation` apart, from i * stride - before on."""
-        return self.read(
-            lambda i: (i * stride - before + j * dilation for j in range(size)), 1, stride
-        )
-
-    def transposed(self, size: int, stride: int, dilation: int, before: int) -> _Axis:
-        """Each unit is written into the `size` units that `window` would read it from."""
-
-        def sources(i: int) -> Iterable[int]:
-            targets = (i + before - j * dilation for j in range(size))
-            return (target // stride for target in targets if target % stride == 0)
-
-        return self.read(sources, stride, 1)
-
-    def upsampled(self, factor: int, bilinear: bool) -> _Axis:
-        def sources(i: int) -> Iterable[int]:
-            if not bilinear:
-                return (i // factor,)
-            # The centre of unit i, from that of unit 0 of the input, in halves of a unit of ours.
-            left, beyond = divmod(2 * i + 1 - factor, 2 * factor)
-            return (left, left + 1) if beyond else (left,)
-
-        return self.read(sources, factor, 1)
-
-    def joined(self, other: _Axis) -> _Axis:
-        """Each unit sees what the units at its place in both maps see."""
-        if self.spacing != other.spacing:
-            return _Axis.everything(self.spacing)
-        units = range(math.lcm(len(self.low), len(other.low)))
-        low, high = zip(
-            *(
-                (min(a[0], b[0]), max(a[1], b[1]))
-                for a, b in ((self.unit(i), other.unit(i)) for i in units)
-            ),
-            strict=True,
-        )
-        return _Axis(low, high, self.step * (len(units) // len(self.low)))
-
-
-def _propagate(
-    op: Any, axis: int, sources: Sequence[tuple[int, _Axis]], side: int, everything: _Axis
-) -> _Axis:
-    """What the output of a layer sees along one axis (0 vertical, 1 horizontal).
-
-    Args:
-        op: the layer or operation; None for one that is known to have no window.
-        axis: which of the two.
-        sources: the number of units of each input along the axis, and what they see.
-        side: the number of units of the output.
-        everything: the answer where all units see all of the image.
-    """
-    units, first = sources[0]
-    if isinstance(op, layers.Conv2DTranspose):
-        return first.transposed(*_transposed_window(op, axis))
-    if isinstance(op, layers.UpSampling2D) and op.interpolation in ("nearest", "bilinear"):
-        return first.upsampled(op.size[axis], op.interpolation == "bilinear")
-    window = _window(op, axis, units, side)
-    if window is not None:
-        return first.window(*window)
-    alike = [field for units, field in sources if units == side]
-    if _mixes(op) or len(alike) < len(sources):
-        return dataclasses.replace(everything, step=alike[0].spacing) if alike else everything
-    return functools.reduce(_Axis.joined, alike)
-
-
-def _mixes(op: Any) -> bool:
-    """Whether the units of a map get to see each other's, though their number stays."""
-    if not isinstance(op, keras.Layer):
-        return _MIXING_OPS.fullmatch(type(op).__name__) is not None
-    if isinstance(op, _ALONG_AXIS):
-        return op.axis not in (-1, 3, [-1], [3], (-1,), (3,))
-    return isinstance(op, _MIXING)
-
-
-def _window(op: Any, axis: int, units: int, side: int) -> tuple[int, int, int, int] | None:
-    """Size, stride, dilation and padding before the first unit; None for a layer without these."""
-    if isinstance(op, layers.ZeroPadding2D):
-        return 1, 1, 1, op.padding[axis][0]
-    if isinstance(op, layers.Cropping2D):
-        return 1, 1, 1, -op.cropping[axis][0]
-    if isinstance(op, _custom_layers.MirrorPadding2D):
-        return 1, 1, 1, op.width
-    if isinstance(op, _custom_layers.AdaptiveAveragePooling2D) or hasattr(op, "output_size"):
-        # Where the windows differ in size they are left to `everything`.
-        return (units // side, units // side, 1, 0) if units % side == 0 else None
-    size = getattr(op, "kernel_size", getattr(op, "pool_size", None))
-    if size is None or not hasattr(op, "strides"):
-        return None
-    size, stride = _at(size, axis), _at(size if op.strides is None else op.strides, axis)
-    dilation = _at(getattr(op, "dilation_rate", 1), axis)
-    before = 0
-    if op.padding == "same":
-        reach = (math.ceil(units / stride) - 1) * stride + (size - 1) * dilation + 1
-        before = max(reach - units, 0) // 2
-    return size, stride, dilation, before
-
-
-def _transposed_window(op: Any, axis: int) -> tuple[int, int, int, int]:
-    """As `_window`, of the convolution that reads the output."""
-    size, stride, dilation = (
-        _at(value, axis) for value in (op.kernel_size, op.strides, op.dilation_rate)
-    )
-    before = 0
-    if op.padding == "same":
-        before = max((size - 1) * dilation + 1 - stride, 0) // 2
-        if op.output_padding is not None:  # then Keras cuts half a kernel at both ends
-            before = size // 2
-    return size, stride, dilation, before
-
-
-def _at(value: Any, axis: int) -> int:
-    return int(value if isinstance(value, int) else value[axis])
 
 
 def _by(sizes: Sequence[float]) -> str:

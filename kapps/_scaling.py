@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import bisect
 import math
-import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kapps._errors import InputError
+from kapps._errors import InputError, is_number
 from kapps.efficientnet import plan
 
 # Section 4: what the search on B0 found for depth, width and resolution.
@@ -47,7 +46,7 @@ def compound_scaling(phi: float) -> Scaling:
     Raises:
         InputError: phi is not of that range.
     """
-    if not isinstance(phi, numbers.Real) or not _LEAST <= phi * _STEPS <= _MOST:
+    if not is_number(phi) or not _LEAST <= phi * _STEPS <= _MOST:
         raise InputError(
             f"compound_scaling: phi must be a number from {_LEAST // _STEPS} to "
             f"{_MOST // _STEPS}, not {phi!r}"
@@ -71,7 +70,7 @@ def scaling_for_macs(macs: float) -> Scaling:
         InputError: no network, of those of `compound_scaling`, is so small or so large.
     """
     least, most = (_macs(_scaling((k / _STEPS,) * 3)) for k in (_LEAST, _MOST))
-    if not isinstance(macs, numbers.Real) or not least <= macs <= most:
+    if not is_number(macs) or not least <= macs <= most:
         raise InputError(
             f"scaling_for_macs: macs must be a number from {least:,} to {most:,}, not {macs!r}"
         )

@@ -11,9 +11,10 @@ import keras
 from keras import KerasTensor, layers, ops
 
 from kapps import _layers
-from kapps._custom_layers import LocalResponseNormalization
 from kapps._layers import act, conv, dense, flat_dense, max_pool
-from kapps._model import IMAGENET_MEAN, Architecture, Net, model
+from kapps._model import IMAGENET_MEAN, model
+from kapps._network import Architecture, Net
+from kapps.custom_layers import LocalResponseNormalization
 
 
 def _features(x: KerasTensor, net: Net) -> KerasTensor:

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 import keras
 from keras import KerasTensor, layers
 
-from kapps import _custom_layers
+from kapps import custom_layers
 from kapps._errors import InputError, check_whole, is_number, unknown
 from kapps._layers import act, avg_pool, bn, conv, layer_name
-from kapps._model import CIFAR_MEAN, CIFAR_STD, Architecture, Net, model, pooled_head
+from kapps._model import CIFAR_MEAN, CIFAR_STD, model
+from kapps._network import Architecture, Net, pooled_head
 from kapps.resnet import Block, stages
 from kapps.resnet_v2 import bottleneck as v2_bottleneck
 from kapps.resnet_v2 import preactivation_stages
@@ -56,7 +57,7 @@ def _shortcut(
     shortcut, name = x, layer_name(f"{path}.shortcut")
     if stride == 2:  # He et al. 2015, section 3.3, option A
         shortcut = avg_pool(x, 1, 2, f"{path}.shortcut.subsample")
-        shortcut = _custom_layers.ChannelPad(filters, name=f"{name}_widen")(shortcut)
+        shortcut = custom_layers.ChannelPad(filters, name=f"{name}_widen")(shortcut)
     if kind.endswith("gating"):
         gate = layers.Conv2D(
             filters,
@@ -113,20 +114,18 @@ def cifar_resnet(
 
     def features(x: KerasTensor, net: Net) -> KerasTensor:
         x = act(bn(conv(x, 16, 3, "conv1"), "bn1"), "relu", "act1")
-        for i, filters in enumerate((16, 32, 64)):
-            for j in range(n):
-                path = f"layer{i + 1}.{j}"
-                # What comes before the first block's convolution is done by the stem, for both
-                # paths (He et al. 2016, section 4.1).
-                skipped = first_conv if i == j == 0 else 0
-                counts = collections.Counter(branch_parts[:skipped])
-                stride = 2 if i > 0 and j == 0 else 1
-                y = _sequence(x, branch_parts[skipped:], counts, path, filters, stride)
-                if residual:
-                    y, x = _shortcut(x, y, net, path, shortcut, gate_bias)
-                    depth = (i * n + j) / (3 * n)
-                    y = net.add(y, x, path, depth=depth, drop_block=i > 0)
-                x = _sequence(y, last_parts, counts, path, filters, 1)
+        for i, j in net.blocks((n, n, n)):
+            path, filters = f"layer{i + 1}.{j}", 16 * 2**i
+            # What comes before the first block's convolution is done by the stem, for both paths
+            # (He et al. 2016, section 4.1).
+            skipped = first_conv if i == j == 0 else 0
+            counts = collections.Counter(branch_parts[:skipped])
+            stride = 2 if i > 0 and j == 0 else 1
+            y = _sequence(x, branch_parts[skipped:], counts, path, filters, stride)
+            if residual:
+                y, x = _shortcut(x, y, net, path, shortcut, gate_bias)
+                y = net.add(y, x, path)
+            x = _sequence(y, last_parts, counts, path, filters, 1)
         # And what comes before a convolution follows the last sum as well.
         for part in branch_parts[:first_conv]:
             x = bn(x, "bn2") if part == "bn" else act(x, "relu", "act2")
@@ -137,8 +136,7 @@ def cifar_resnet(
 
 def _blocks_per_stage(builder: str, depth: int, step: int) -> int:
     """n of a depth of step * n + 2 layers."""
-    check_whole(builder, "depth", depth)
-    n, rest = divmod(depth - 2, step)
+    n, rest = divmod(check_whole(builder, "depth", depth) - 2, step)
     if n < 1 or rest:
         below = max(n, 1) * step + 2  # two depths near to what was asked for
         raise InputError(
@@ -231,8 +229,8 @@ def CifarResNeXt(depth: int = 29, cardinality: int = 8, width: int = 64) -> Arch
     million.
     """
     n = _blocks_per_stage("CifarResNeXt", depth, 9)
-    check_whole("CifarResNeXt", "cardinality", cardinality)
-    check_whole("CifarResNeXt", "width", width)
+    cardinality = check_whole("CifarResNeXt", "cardinality", cardinality)
+    width = check_whole("CifarResNeXt", "width", width)
 
     def features(x: KerasTensor, net: Net) -> KerasTensor:
         x = act(bn(conv(x, 64, 3, "conv1"), "bn1"), "relu", "act1")

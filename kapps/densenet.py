@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from keras import KerasTensor, layers
 
 from kapps import _layers
-from kapps._errors import InputError, check_whole, is_number
+from kapps._errors import InputError, check_whole, is_number, is_whole
 from kapps._layers import act, bn, conv
-from kapps._model import CIFAR_MEAN, CIFAR_STD, Architecture, Net, model
+from kapps._model import CIFAR_MEAN, CIFAR_STD, model
+from kapps._network import Architecture, Net
 
 _Drop = Callable[[KerasTensor, str], KerasTensor]
 
@@ -57,12 +58,13 @@ def _dense_blocks(
     return act(bn(x, f"features.norm{last}"), "relu", f"features.relu{last}")
 
 
-def _check(builder: str, growth: int, compression: float) -> None:
-    check_whole(builder, "growth", growth)
+def _checked_growth(builder: str, growth: int, compression: float) -> int:
+    growth = check_whole(builder, "growth", growth)
     if not is_number(compression) or not 0 < compression <= 1:
         raise InputError(
             f"{builder}: compression must be above 0 and at most 1, not {compression!r}"
         )
+    return growth
 
 
 def densenet(blocks: Sequence[int], growth: int, compression: float = 0.5) -> Architecture:
@@ -88,10 +90,10 @@ def DenseNet(
     input's (theta; above 0, at most 1). Anything else raises `InputError`.
     """
     counts = blocks if isinstance(blocks, Sequence) else ()
-    if len(counts) != 4 or any(not isinstance(n, int) or n < 1 for n in counts):
+    if len(counts) != 4 or any(not is_whole(n) or n < 1 for n in counts):
         raise InputError(f"DenseNet: blocks must be four whole numbers above 0, not {blocks!r}")
-    _check("DenseNet", growth, compression)
-    return densenet(blocks, growth, compression)
+    growth = _checked_growth("DenseNet", growth, compression)
+    return densenet(tuple(map(int, counts)), growth, compression)
 
 
 @model(min_size=29)
@@ -140,16 +142,16 @@ def CifarDenseNet(
     the paper has 0.2 where the images are not augmented.
     """
     unit = 6 if bottleneck else 3
-    if not isinstance(depth, int) or depth < 4 + unit or (depth - 4) % unit:
+    if not is_whole(depth) or depth < 4 + unit or (depth - 4) % unit:
         raise InputError(
             f"CifarDenseNet: depth must be 4 + {unit} n for a whole n above 0 "
             f"{'with' if bottleneck else 'without'} bottleneck, not {depth!r}"
         )
-    _check("CifarDenseNet", growth, compression)
+    growth = _checked_growth("CifarDenseNet", growth, compression)
+    blocks = ((int(depth) - 4) // unit,) * 3
 
     def features(x: KerasTensor, net: Net) -> KerasTensor:
         x = conv(x, 2 * growth if bottleneck else 16, 3, "features.conv0")
-        blocks = ((depth - 4) // unit,) * 3
         return _dense_blocks(x, blocks, growth, compression, bottleneck, net.dropout)
 
     def head(x: KerasTensor, net: Net) -> KerasTensor:

@@ -13,15 +13,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import numbers
 
 from keras import KerasTensor
 
 from kapps import _layers
-from kapps._errors import InputError
+from kapps._errors import InputError, is_number, is_whole
 from kapps._layers import act, bn, conv, make_divisible
 from kapps._mbconv import MBConv
-from kapps._model import HALF, Architecture, Net, model
+from kapps._model import HALF, model
+from kapps._network import Architecture, Net
 
 _Stage = tuple[int, int, int, int, int]
 
@@ -57,10 +57,9 @@ def plan(width: float, depth: float, lite: bool = False) -> tuple[int, list[_Sta
 def check_scaling(builder: str, width: float, depth: float, resolution: int) -> None:
     """Raises InputError unless the three make a network."""
     for name, factor in (("width", width), ("depth", depth)):
-        real = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
-        if not (real and 0 < factor < math.inf):
+        if not is_number(factor) or factor <= 0:
             raise InputError(f"{builder}: {name} must be a number above 0, not {factor!r}")
-    if not isinstance(resolution, numbers.Integral) or resolution < MIN_SIZE:
+    if not is_whole(resolution) or resolution < MIN_SIZE:
         raise InputError(
             f"{builder}: resolution must be a whole number of pixels, {MIN_SIZE} or more, "
             f"not {resolution!r}"
@@ -79,24 +78,20 @@ def efficientnet(width: float, depth: float, *, lite: bool = False) -> Architect
     def features(x: KerasTensor, net: Net) -> KerasTensor:
         x = conv(x, stem, 3, "conv_stem", stride=2, padding="same")
         x = act(norm(x, "bn1"), activation, "act1")
-        total, done = sum(repeats for repeats, *_ in stages), 0
-        for i, (repeats, kernel, stride, expansion, filters) in enumerate(stages):
-            for j in range(repeats):
-                channels = x.shape[-1]
-                x = block(
-                    x,
-                    net,
-                    f"blocks.{i}.{j}",
-                    kernel=kernel,
-                    stride=stride if j == 0 else 1,
-                    expanded=channels * expansion,
-                    filters=filters,
-                    activation=activation,
-                    se_channels=0 if lite else channels // 4,
-                    depth=done / total,
-                    drop_block=i >= len(stages) - 2,
-                )
-                done += 1
+        for i, j in net.blocks(repeats for repeats, *_ in stages):
+            _, kernel, stride, expansion, filters = stages[i]
+            channels = x.shape[-1]
+            x = block(
+                x,
+                net,
+                f"blocks.{i}.{j}",
+                kernel=kernel,
+                stride=stride if j == 0 else 1,
+                expanded=channels * expansion,
+                filters=filters,
+                activation=activation,
+                se_channels=0 if lite else channels // 4,
+            )
         x = conv(x, head, 1, "conv_head")
         return act(norm(x, "bn2"), activation, "act2")
 

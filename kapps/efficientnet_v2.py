@@ -17,7 +17,8 @@ from keras import KerasTensor
 from kapps import _layers
 from kapps._layers import act, conv
 from kapps._mbconv import MBConv
-from kapps._model import HALF, Architecture, Net, model
+from kapps._model import HALF, model
+from kapps._network import Architecture, Net
 from kapps.efficientnet import check_scaling, norm
 
 _Stage = tuple[bool, int, int, int, int]
@@ -79,8 +80,6 @@ def _fused_mbconv(
     stride: int,
     expanded: int,
     filters: int,
-    depth: float,
-    drop_block: bool,
 ) -> KerasTensor:
     """3x3, BN, act, 1x1, BN [, + input]; without expansion 3x3, BN, act [, + input].
 
@@ -94,7 +93,7 @@ def _fused_mbconv(
     if not single:
         x = norm(conv(x, filters, 1, f"{path}.conv_pwl"), f"{path}.bn2")
     if stride == 1 and filters == shortcut.shape[-1]:
-        x = net.add(x, shortcut, path, depth=depth, drop_block=drop_block)
+        x = net.add(x, shortcut, path)
     return x
 
 
@@ -104,24 +103,20 @@ def efficientnet_v2(stages: Sequence[_Stage], stem: int, head: int = 1280) -> Ar
     def features(x: KerasTensor, net: Net) -> KerasTensor:
         x = conv(x, stem, 3, "conv_stem", stride=2, padding="same")
         x = act(norm(x, "bn1"), "silu", "act1")
-        total, done = sum(repeats for _, repeats, *_ in stages), 0
-        for i, (fused, repeats, stride, expansion, filters) in enumerate(stages):
-            for j in range(repeats):
-                channels = x.shape[-1]
-                block: dict[str, Any] = {
-                    "path": f"blocks.{i}.{j}",
-                    "stride": stride if j == 0 else 1,
-                    "expanded": channels * expansion,
-                    "filters": filters,
-                    "depth": done / total,
-                    "drop_block": i >= len(stages) - 2,
-                }
-                if fused:
-                    x = _fused_mbconv(x, net, **block)
-                else:
-                    se = channels // 4  # of what enters the block, before its expansion
-                    x = _mbconv(x, net, kernel=3, activation="silu", se_channels=se, **block)
-                done += 1
+        for i, j in net.blocks(repeats for _, repeats, *_ in stages):
+            fused, _, stride, expansion, filters = stages[i]
+            channels = x.shape[-1]
+            block: dict[str, Any] = {
+                "path": f"blocks.{i}.{j}",
+                "stride": stride if j == 0 else 1,
+                "expanded": channels * expansion,
+                "filters": filters,
+            }
+            if fused:
+                x = _fused_mbconv(x, net, **block)
+            else:
+                se = channels // 4  # of what enters the block, before its expansion
+                x = _mbconv(x, net, kernel=3, activation="silu", se_channels=se, **block)
         x = conv(x, head, 1, "conv_head")
         return act(norm(x, "bn2"), "silu", "act2")
 

@@ -15,10 +15,11 @@ import keras
 from keras import KerasTensor, layers
 
 from kapps import _layers
-from kapps._custom_layers import LocalResponseNormalization
 from kapps._errors import InputError
 from kapps._layers import act, bn, conv, flat_dense, max_pool
-from kapps._model import HALF, IMAGENET_MEAN, Architecture, Net, model
+from kapps._model import HALF, IMAGENET_MEAN, model
+from kapps._network import Architecture, Net
+from kapps.custom_layers import LocalResponseNormalization
 
 # Table 1 of the paper: filters of the 1x1, of the 3x3 and its 1x1, of the 5x5 and its 1x1, and of
 # the 1x1 behind the pool

@@ -11,7 +11,8 @@ from keras import KerasTensor, layers
 from kapps import _layers
 from kapps._errors import InputError
 from kapps._layers import act, avg_pool, bn, conv, max_pool
-from kapps._model import HALF, Architecture, Net, model
+from kapps._model import HALF, model
+from kapps._network import Architecture, Net
 
 _Kernel = int | tuple[int, int]
 

@@ -7,15 +7,21 @@ Classifier". `LeNet5Original` is the network of the paper's section II.B, with t
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
-from keras import KerasTensor, layers, ops
+from keras import KerasTensor, layers
 
 from kapps._errors import InputError
 from kapps._layers import act, conv, dense, flat_dense, max_pool
-from kapps._model import Architecture, Net, model
+from kapps._model import model
+from kapps._network import Architecture, Net
+from kapps.custom_layers import (
+    BitmapDistance,
+    ChannelGather,
+    Subsampling,
+    digit_bitmaps,
+    scaled_tanh,
+)
 
 
 def _features(x: KerasTensor, net: Net) -> KerasTensor:
@@ -44,109 +50,6 @@ _C3_INPUTS = (
     (0, 2, 3, 5),
     (0, 1, 2, 3, 4, 5),
 )
-
-# The targets of F6: the digits drawn on 7x12 pixels, in the manner of the paper's figure 3.
-_BITMAPS = """
-....... ....... ....... ....... ....... ....... ....... ....... ....... .......
-..###.. ...##.. ..###.. .#####. ....##. ####### ..####. ####### .#####. .#####.
-.##.##. ..###.. .##.##. ##...## ...###. ##..... .##.... .....## ##...## ##...##
-##...## .####.. ##...## .....## ..####. ##..... ##..... .....## ##...## ##...##
-##...## ...##.. .....## .....## .##.##. ##..... ##..... ....##. ##...## ##...##
-##...## ...##.. ....##. ..####. ##..##. ######. ######. ....##. .#####. .######
-##...## ...##.. ...##.. ..####. ##..##. .....## ##...## ...##.. ##...## .....##
-##...## ...##.. ..##... .....## ####### .....## ##...## ...##.. ##...## .....##
-##...## ...##.. .##.... .....## ....##. .....## ##...## ..##... ##...## .....##
-.##.##. ...##.. ##..... ##...## ....##. ##...## ##...## ..##... ##...## ....##.
-..###.. .###### ####### .#####. ....##. .#####. .#####. ..##... .#####. .####..
-....... ....... ....... ....... ....... ....... ....... ....... ....... .......
-"""
-
-
-def digit_bitmaps() -> np.ndarray:
-    """The ten digits, (10, 84), row by row of 7 pixels: 1 for ink, -1 for the ground."""
-    digits = zip(*(line.split() for line in _BITMAPS.strip().splitlines()), strict=True)
-    return np.array([[1 if p == "#" else -1 for p in "".join(rows)] for rows in digits], "float32")
-
-
-@keras.saving.register_keras_serializable("kapps")
-def scaled_tanh(x: Any) -> Any:
-    """1.7159 tanh(2/3 x): the paper's squashing function, 1 at 1 and -1 at -1 (appendix A)."""
-    return 1.7159 * ops.tanh(x * (2 / 3))
-
-
-@keras.saving.register_keras_serializable("kapps")
-class ChannelGather(layers.Layer):
-    """The channels of these indices, in this order; one may come several times."""
-
-    def __init__(self, indices: tuple[int, ...], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.indices = tuple(indices)
-
-    def call(self, x: Any) -> Any:
-        return ops.take(x, self.indices, axis=-1)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return (*input_shape[:-1], len(self.indices))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "indices": self.indices}
-
-
-@keras.saving.register_keras_serializable("kapps")
-class Subsampling(layers.Layer):
-    """The sum of every 2x2 pixels, times a coefficient, plus a bias; both trained, one a channel.
-
-    The coefficients start as the paper's weights do: within 2.4 / fan-in, which is 4 (appendix A).
-    """
-
-    pool_size, strides, padding = (2, 2), (2, 2), "valid"  # for kapps.profile
-
-    def build(self, input_shape: tuple[Any, ...]) -> None:
-        shape = (input_shape[-1],)
-        start = keras.initializers.RandomUniform(-0.6, 0.6)
-        self.coefficient = self.add_weight(shape=shape, initializer=start, name="coefficient")
-        self.bias = self.add_weight(shape=shape, initializer="zeros", name="bias")
-        self.checkpoint_variables = {"weight": self.coefficient, "bias": self.bias}
-
-    def call(self, x: Any) -> Any:
-        return ops.average_pool(x, 2, 2, "valid") * (4 * self.coefficient) + self.bias
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        batch, *sides, channels = input_shape
-        return (batch, *(None if s is None else s // 2 for s in sides), channels)
-
-    def compute_macs(self, input_shape: tuple[int, ...]) -> int:
-        """One multiplication an output; a batch dimension, if there is one, is not counted."""
-        height, width, channels = input_shape[-3:]
-        return (height // 2) * (width // 2) * channels
-
-
-@keras.saving.register_keras_serializable("kapps")
-class BitmapDistance(layers.Layer):
-    """Minus the squared distance of 84 features to the bitmap of each digit: (batch, classes).
-
-    The paper's output units, Euclidean radial basis functions, give the distance itself, a penalty
-    that is smallest at the answer. The sign makes it the logit of a class. There is nothing to
-    train.
-    """
-
-    def __init__(self, classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.classes = classes
-
-    def call(self, x: Any) -> Any:
-        bitmaps = ops.convert_to_tensor(digit_bitmaps()[: self.classes], dtype=x.dtype)
-        return -ops.sum(ops.square(ops.expand_dims(x, 1) - bitmaps), axis=-1)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return (input_shape[0], self.classes)
-
-    def compute_macs(self, input_shape: tuple[int, ...]) -> int:
-        """A square for each feature and class."""
-        return input_shape[-1] * self.classes
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "classes": self.classes}
 
 
 def _started(x: KerasTensor) -> KerasTensor:

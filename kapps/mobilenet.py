@@ -10,7 +10,8 @@ from keras import KerasTensor
 
 from kapps._layers import act, bn, conv, depthwise, make_divisible
 from kapps._mbconv import check_alpha
-from kapps._model import HALF, Architecture, Net, model
+from kapps._model import HALF, model
+from kapps._network import Architecture, Net
 
 # Table 1 of the paper: repeats, filters, stride of the first
 _STAGES = (

@@ -9,7 +9,8 @@ from keras import KerasTensor
 
 from kapps._layers import act, bn, conv, make_divisible
 from kapps._mbconv import MBConv, check_alpha
-from kapps._model import Architecture, Net, model
+from kapps._model import model
+from kapps._network import Architecture, Net
 
 # Table 2 of the paper: expansion, filters, repeats, stride of the first
 _STAGES = (
@@ -30,22 +31,18 @@ def mobilenet_v2(alpha: float) -> Architecture:
     def features(x: KerasTensor, net: Net) -> KerasTensor:
         x = conv(x, make_divisible(32 * alpha), 3, "conv_stem", stride=2)
         x = act(bn(x, "bn1"), "relu6", "act1")
-        total, done = sum(stage[2] for stage in _STAGES), 0
-        for i, (expansion, filters, repeats, stride) in enumerate(_STAGES):
-            for j in range(repeats):
-                x = block(
-                    x,
-                    net,
-                    f"blocks.{i}.{j}",
-                    kernel=3,
-                    stride=stride if j == 0 else 1,
-                    expanded=x.shape[-1] * expansion,
-                    filters=make_divisible(filters * alpha),
-                    activation="relu6",
-                    depth=done / total,
-                    drop_block=i >= len(_STAGES) - 2,
-                )
-                done += 1
+        for i, j in net.blocks(repeats for _, _, repeats, _ in _STAGES):
+            expansion, filters, _, stride = _STAGES[i]
+            x = block(
+                x,
+                net,
+                f"blocks.{i}.{j}",
+                kernel=3,
+                stride=stride if j == 0 else 1,
+                expanded=x.shape[-1] * expansion,
+                filters=make_divisible(filters * alpha),
+                activation="relu6",
+            )
         # The last layer grows but does not shrink: section 6.1 of the paper.
         x = conv(x, max(1280, make_divisible(1280 * alpha)), 1, "conv_head")
         return act(bn(x, "bn2"), "relu6", "act2")

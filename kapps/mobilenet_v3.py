@@ -13,7 +13,8 @@ from keras import KerasTensor, layers
 from kapps import _layers
 from kapps._layers import act, bn, conv, make_divisible
 from kapps._mbconv import MBConv, check_alpha
-from kapps._model import Architecture, Net, model
+from kapps._model import model
+from kapps._network import Architecture, Net
 
 _Block = tuple[int, int, int, bool, str, int]
 
@@ -73,26 +74,22 @@ def mobilenet_v3(
         # blob/main/timm/models/mobilenetv3.py, `fix_stem`
         x = conv(x, 16 if alpha < 0.75 else make_divisible(16 * alpha), 3, "conv_stem", stride=2)
         x = act(bn(x, "bn1"), "hard_silu", "act1")
-        total, done = sum(len(stage) for stage in stages), 0
         unscaled = 16  # the channels of x at alpha 1, by which the table expands
-        for i, stage in enumerate(stages):
-            for j, (kernel, expanded, filters, se, activation, stride) in enumerate(stage):
-                expanded = make_divisible(x.shape[-1] * expanded / unscaled)
-                x = block(
-                    x,
-                    net,
-                    f"blocks.{i}.{j}",
-                    kernel=kernel,
-                    stride=stride,
-                    expanded=expanded,
-                    filters=make_divisible(filters * alpha),
-                    activation=activation,
-                    se_channels=make_divisible(expanded / 4) if se else 0,
-                    depth=done / total,
-                    drop_block=i >= len(stages) - 2,
-                )
-                unscaled = filters
-                done += 1
+        for i, j in net.blocks(map(len, stages)):
+            kernel, expanded, filters, se, activation, stride = stages[i][j]
+            expanded = make_divisible(x.shape[-1] * expanded / unscaled)
+            x = block(
+                x,
+                net,
+                f"blocks.{i}.{j}",
+                kernel=kernel,
+                stride=stride,
+                expanded=expanded,
+                filters=make_divisible(filters * alpha),
+                activation=activation,
+                se_channels=make_divisible(expanded / 4) if se else 0,
+            )
+            unscaled = filters
         path = f"blocks.{len(stages)}.0"
         x = conv(x, make_divisible(stages[-1][-1][1] * alpha), 1, f"{path}.conv")
         return act(bn(x, f"{path}.bn1"), "hard_silu", f"{path}.act1")

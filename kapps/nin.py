@@ -9,7 +9,8 @@ from __future__ import annotations
 from keras import KerasTensor
 
 from kapps._layers import act, conv, global_pool, max_pool
-from kapps._model import CIFAR_MEAN, CIFAR_STD, Architecture, Net, model
+from kapps._model import CIFAR_MEAN, CIFAR_STD, model
+from kapps._network import Architecture, Net
 
 # Kernel, and filters of the three layers of a block; the last layer of all is the classifier.
 _BLOCKS = ((5, (192, 160, 96)), (5, (192, 192, 192)), (3, (192, 192)))

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from keras import KerasTensor
 
-from kapps import _custom_layers, _layers
-from kapps._errors import InputError, check_whole
+from kapps import _layers, custom_layers
+from kapps._errors import InputError, check_whole, is_whole
 from kapps._layers import act, bn, conv
-from kapps._model import CIFAR_MEAN, CIFAR_STD, Architecture, Net, model, pooled_head
+from kapps._model import CIFAR_MEAN, CIFAR_STD, model
+from kapps._network import Architecture, Net, pooled_head
 
 
 def _shortcut(x: KerasTensor, filters: int, stride: int, path: str) -> KerasTensor:
@@ -22,7 +23,7 @@ def _shortcut(x: KerasTensor, filters: int, stride: int, path: str) -> KerasTens
         x = _layers.avg_pool(x, 2, 2, f"{path}.downsample", padding="same")
     if x.shape[-1] == filters:
         return x
-    return _custom_layers.ChannelPad(filters, name=f"{_layers.layer_name(path)}_pad")(x)
+    return custom_layers.ChannelPad(filters, name=f"{_layers.layer_name(path)}_pad")(x)
 
 
 def _basic(x: KerasTensor, planes: int, stride: int, path: str) -> KerasTensor:
@@ -45,20 +46,16 @@ def _pyramid(
     x: KerasTensor, net: Net, repeats: Sequence[int], alpha: int, bottleneck: bool
 ) -> KerasTensor:
     """Residual blocks of steadily more channels, `alpha` more at the end; BN, ReLU."""
-    start, total, done = x.shape[-1], sum(repeats), 0
+    start, total = x.shape[-1], sum(repeats)
     block = _bottleneck if bottleneck else _basic
-    for i, count in enumerate(repeats):
-        for j in range(count):
-            path, stride = f"layer{i + 1}.{j}", 2 if i > 0 and j == 0 else 1
-            # Equation 2 of the paper with the sum rounded to the nearest, as the authors' code has
-            # it: rounding every step, as the paper writes it, would never add a channel at an
-            # increment below 1, which alpha = 48 at depth 110 is.
-            planes = start + (2 * alpha * (done + 1) + total) // (2 * total)
-            y = block(x, planes, stride, path)
-            shortcut = _shortcut(x, y.shape[-1], stride, path)
-            in_last_two = i >= len(repeats) - 2
-            x = net.add(y, shortcut, path, depth=done / total, drop_block=in_last_two)
-            done += 1
+    for k, (i, j) in enumerate(net.blocks(repeats), start=1):
+        path, stride = f"layer{i + 1}.{j}", 2 if i > 0 and j == 0 else 1
+        # Equation 2 of the paper with the sum rounded to the nearest, as the authors' code has it:
+        # rounding every step, as the paper writes it, would never add a channel at an increment
+        # below 1, which alpha = 48 at depth 110 is.
+        planes = start + (2 * alpha * k + total) // (2 * total)
+        y = block(x, planes, stride, path)
+        x = net.add(y, _shortcut(x, y.shape[-1], stride, path), path)
     return act(bn(x, "bn_final"), "relu", "relu_final")
 
 
@@ -76,16 +73,16 @@ def PyramidNet(depth: int = 110, alpha: int = 48, bottleneck: bool = False) -> A
     28.44, or 1.77, 3.90 and 28.49 with batch norms.
     """
     unit = 9 if bottleneck else 6
-    if not isinstance(depth, int) or depth < 2 + unit or (depth - 2) % unit:
+    if not is_whole(depth) or depth < 2 + unit or (depth - 2) % unit:
         raise InputError(
             f"PyramidNet: depth must be 2 + {unit} n for a whole n above 0 "
             f"{'with' if bottleneck else 'without'} bottleneck, not {depth!r}"
         )
-    check_whole("PyramidNet", "alpha", alpha)
+    n, alpha = (int(depth) - 2) // unit, check_whole("PyramidNet", "alpha", alpha)
 
     def features(x: KerasTensor, net: Net) -> KerasTensor:
         x = bn(conv(x, 16, 3, "conv1"), "bn1")
-        return _pyramid(x, net, ((depth - 2) // unit,) * 3, alpha, bottleneck)
+        return _pyramid(x, net, (n, n, n), alpha, bottleneck)
 
     return Architecture(features, lambda x, net: pooled_head(x, net, "fc"))
 

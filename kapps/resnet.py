@@ -17,18 +17,18 @@ from keras import KerasTensor
 from kapps import _layers
 from kapps._errors import InputError, check_whole
 from kapps._layers import act, bn, conv
-from kapps._model import Architecture, Net, model, pooled_head
+from kapps._model import model
+from kapps._network import Architecture, Net, pooled_head
 
 
-def check_blocks(builder: str, blocks: Sequence[int]) -> None:
-    """Raises an `InputError` if these are not the numbers of blocks of four stages."""
+def check_blocks(builder: str, blocks: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of blocks of four stages; an `InputError` if these are none."""
     if not isinstance(blocks, Sequence) or isinstance(blocks, str) or len(blocks) != 4:
         raise InputError(
             f"{builder}: blocks must be four whole numbers, one for each stage, such as "
             f"(3, 4, 6, 3), not {blocks!r}"
         )
-    for i, number in enumerate(blocks):
-        check_whole(builder, f"blocks[{i}]", number)
+    return tuple(check_whole(builder, f"blocks[{i}]", n) for i, n in enumerate(blocks))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,6 @@ class Block:
         *,
         filters: int,
         stride: int,
-        depth: float,
-        drop_block: bool,
     ) -> KerasTensor:
         shortcut = x
         convs: tuple[tuple[int, int, int, int], ...]  # filters, kernel, stride, groups
@@ -89,25 +87,15 @@ class Block:
                 kernel = self.shortcut_kernel if stride > 1 else 1
                 shortcut = conv(shortcut, channels, kernel, f"{path}.downsample.0", stride=stride)
                 shortcut = bn(shortcut, f"{path}.downsample.1")
-            x = net.add(x, shortcut, path, depth=depth, drop_block=drop_block)
+            x = net.add(x, shortcut, path)
         return act(x, "relu", f"{path}.act{len(convs)}")
 
 
 def stages(x: KerasTensor, net: Net, blocks: Sequence[int], block: Block) -> KerasTensor:
     """So many blocks in each stage: 64 filters in the first, and twice as many in each next."""
-    total, done = sum(blocks), 0
-    for i, repeats in enumerate(blocks):
-        for j in range(repeats):
-            x = block(
-                x,
-                net,
-                f"layer{i + 1}.{j}",
-                filters=64 * 2**i,
-                stride=2 if i > 0 and j == 0 else 1,
-                depth=done / total,
-                drop_block=i >= len(blocks) - 2,
-            )
-            done += 1
+    for i, j in net.blocks(blocks):
+        stride = 2 if i > 0 and j == 0 else 1
+        x = block(x, net, f"layer{i + 1}.{j}", filters=64 * 2**i, stride=stride)
     return x
 
 
@@ -148,9 +136,9 @@ def ResNet(
     An `InputError` says which of them is not as described, or that `cardinality` or `width` was
     given without bottleneck.
     """
-    check_blocks("ResNet", blocks)
-    check_whole("ResNet", "cardinality", cardinality)
-    check_whole("ResNet", "width", width)
+    blocks = check_blocks("ResNet", blocks)
+    cardinality = check_whole("ResNet", "cardinality", cardinality)
+    width = check_whole("ResNet", "width", width)
     if not bottleneck and (cardinality, width) != (1, 64):
         raise InputError(
             f"ResNet: cardinality={cardinality} and width={width} shape the bottleneck block; "

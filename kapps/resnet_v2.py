@@ -13,7 +13,8 @@ from keras import KerasTensor, layers
 
 from kapps import _layers
 from kapps._layers import act, bn, conv
-from kapps._model import HALF, Architecture, Net, model
+from kapps._model import HALF, model
+from kapps._network import Architecture, Net
 from kapps.resnet import check_blocks
 
 Stage = tuple[int, int, Sequence[tuple[int, int]]]
@@ -32,8 +33,6 @@ def _block(
     *,
     convs: Sequence[tuple[int, int, int]],
     dropout: float,
-    depth: float,
-    drop_block: bool,
 ) -> KerasTensor:
     """BN, ReLU, convolution, and so on [, dropout between them], + shortcut.
 
@@ -50,7 +49,7 @@ def _block(
         if i > 1:
             x = net.dropout(x, f"{path}.drop{i - 1}", rate=dropout)
         x = conv(x, channels, kernel, f"{path}.conv{i}", stride=step)
-    return net.add(x, shortcut, path, depth=depth, drop_block=drop_block)
+    return net.add(x, shortcut, path)
 
 
 def preactivation_stages(
@@ -62,22 +61,16 @@ def preactivation_stages(
     dropout: float = 0.0,
 ) -> KerasTensor:
     """The stages, BN, ReLU. The stride is on the convolution of index `strided` of a block."""
-    total, done = sum(repeats for repeats, _, _ in stages), 0
-    for i, (repeats, stride, convs) in enumerate(stages):
-        for j in range(repeats):
-            x = _block(
-                x,
-                net,
-                f"stages.{i}.blocks.{j}",
-                convs=[
-                    (kernel, filters, stride if j == 0 and k == strided else 1)
-                    for k, (kernel, filters) in enumerate(convs)
-                ],
-                dropout=dropout,
-                depth=done / total,
-                drop_block=i >= len(stages) - 2,
-            )
-            done += 1
+    for i, j in net.blocks(repeats for repeats, _, _ in stages):
+        _, stride, convs = stages[i]
+        strides = [stride if j == 0 and k == strided else 1 for k in range(len(convs))]
+        x = _block(
+            x,
+            net,
+            f"stages.{i}.blocks.{j}",
+            convs=[(*conv, step) for conv, step in zip(convs, strides, strict=True)],
+            dropout=dropout,
+        )
     return norm_act(x, "norm")
 
 
@@ -122,8 +115,7 @@ def ResNetV2(blocks: Sequence[int] = (3, 4, 6, 3), bottleneck: bool = True) -> A
     convolutions, or with `bottleneck` 1x1, 3x3, 1x1 with four times the filters at the end. An
     `InputError` says that `blocks` is something else than four whole numbers above 0.
     """
-    check_blocks("ResNetV2", blocks)
-    return resnet_v2(blocks, bottlenecks=bottleneck)
+    return resnet_v2(check_blocks("ResNetV2", blocks), bottlenecks=bottleneck)
 
 
 @model(mean=HALF, std=HALF)

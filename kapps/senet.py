@@ -6,7 +6,8 @@ those of timm's `seresnet*`, `seresnext*` and `senet154`, to whose logits the ne
 
 from __future__ import annotations
 
-from kapps._model import Architecture, model
+from kapps._model import model
+from kapps._network import Architecture
 from kapps.resnet import Block, resnet
 
 

@@ -12,10 +12,11 @@ import functools
 
 from keras import KerasTensor, layers
 
-from kapps import _custom_layers, _layers
-from kapps._errors import InputError
+from kapps import _layers, custom_layers
+from kapps._errors import InputError, is_number
 from kapps._layers import act, bn, conv, depthwise
-from kapps._model import Architecture, Net, model, pooled_head
+from kapps._model import model
+from kapps._network import Architecture, Net, pooled_head
 
 # Table 1 of the paper: output channels of stage 2, by groups; stages 3 and 4 have twice and four
 # times as many
@@ -42,7 +43,7 @@ def _unit(
     x = conv(x, middle, 1, f"{path}.conv1", groups=first_groups)
     x = act(bn(x, f"{path}.bn1"), "relu", f"{path}.relu1")
     if groups > 1:
-        x = _custom_layers.ChannelShuffle(groups, name=f"{name}_shuffle")(x)
+        x = custom_layers.ChannelShuffle(groups, name=f"{name}_shuffle")(x)
     x = bn(depthwise(x, 3, f"{path}.conv2", stride=stride), f"{path}.bn2")
     return bn(conv(x, filters, 1, f"{path}.conv3", groups=groups), f"{path}.bn3"), shortcut
 
@@ -60,21 +61,17 @@ def shufflenet(groups: int, scale: float) -> Architecture:
     def features(x: KerasTensor, net: Net) -> KerasTensor:
         x = act(bn(conv(x, stem, 3, "conv1.0", stride=2), "conv1.1"), "relu", "conv1.2")
         x = _layers.max_pool(x, 3, 2, "maxpool", padding="symmetric")
-        done = 0
-        for stage, repeats in enumerate((4, 8, 4), start=2):
-            for i in range(repeats):
-                path, stride = f"stage{stage}.{i}", 2 if i == 0 else 1
-                # The stem has too few channels to be grouped: section 3.2 of the paper.
-                first_groups = 1 if done == 0 else groups
-                filters = stage2 * 2 ** (stage - 2)
-                y, shortcut = _unit(x, filters, stride, groups, first_groups, path)
-                if stride == 2:
-                    name = f"{_layers.layer_name(path)}_concat"
-                    x = layers.Concatenate(name=name)([shortcut, y])
-                else:
-                    x = net.add(y, shortcut, path, depth=done / 16, drop_block=stage > 2)
-                x = act(x, "relu", f"{path}.relu3")
-                done += 1
+        for i, j in net.blocks((4, 8, 4)):
+            path, stride = f"stage{i + 2}.{j}", 2 if j == 0 else 1
+            # The stem has too few channels to be grouped: section 3.2 of the paper.
+            first_groups = 1 if i == j == 0 else groups
+            y, shortcut = _unit(x, stage2 * 2**i, stride, groups, first_groups, path)
+            if stride == 2:
+                name = f"{_layers.layer_name(path)}_concat"
+                x = layers.Concatenate(name=name)([shortcut, y])
+            else:
+                x = net.add(y, shortcut, path)
+            x = act(x, "relu", f"{path}.relu3")
         return x
 
     return Architecture(features, functools.partial(pooled_head, classifier="fc"))
@@ -93,8 +90,8 @@ def ShuffleNet(groups: int = 3, scale: float = 1.0) -> Architecture:
     2x have 13.3, 37.6, 292.4 and 524.1; the paper prints 13, 38, 292 and 524.
     """
     for name, value, known in (("groups", groups, _FILTERS), ("scale", scale, _STEM)):
-        if value not in known:
+        if not is_number(value) or value not in known:  # True is equal to 1
             raise InputError(
                 f"ShuffleNet: {name} must be one of {', '.join(map(str, known))}, not {value!r}"
             )
-    return shufflenet(groups, scale)
+    return shufflenet(int(groups), float(scale))

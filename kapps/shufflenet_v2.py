@@ -9,10 +9,11 @@ import functools
 
 from keras import KerasTensor, layers
 
-from kapps import _custom_layers, _layers
-from kapps._errors import InputError
+from kapps import _layers, custom_layers
+from kapps._errors import InputError, is_number
 from kapps._layers import act, bn, conv, depthwise
-from kapps._model import Architecture, Net, model, pooled_head
+from kapps._model import model
+from kapps._network import Architecture, Net, pooled_head
 
 
 def _branch(x: KerasTensor, filters: int, stride: int, path: str) -> KerasTensor:
@@ -38,13 +39,13 @@ def _unit(x: KerasTensor, filters: int, stride: int, path: str) -> KerasTensor:
     """
     name, half = _layers.layer_name(path), filters // 2
     if stride == 1:
-        left = _custom_layers.ChannelSlice(0, half, name=f"{name}_left")(x)
-        x = _custom_layers.ChannelSlice(half, filters, name=f"{name}_right")(x)
+        left = custom_layers.ChannelSlice(0, half, name=f"{name}_left")(x)
+        x = custom_layers.ChannelSlice(half, filters, name=f"{name}_right")(x)
     else:
         left = _downsample(x, half, f"{path}.branch1")
     right = _branch(x, half, stride, f"{path}.branch2")
     x = layers.Concatenate(name=f"{name}_concat")([left, right])
-    return _custom_layers.ChannelShuffle(2, name=f"{name}_shuffle")(x)
+    return custom_layers.ChannelShuffle(2, name=f"{name}_shuffle")(x)
 
 
 # Table 5 of the paper: output channels of stages 2, 3, 4 and of conv5, by scale
@@ -79,7 +80,7 @@ def ShuffleNetV2(scale: float = 1.0) -> Architecture:
     `scale` is one of the paper's, 0.5, 1.0, 1.5 and 2.0, whose channels do not follow a formula.
     Anything else raises `InputError`.
     """
-    if scale not in _FILTERS:
+    if not is_number(scale) or scale not in _FILTERS:  # True is equal to 1
         raise InputError(
             f"ShuffleNetV2: scale must be one of {', '.join(map(str, _FILTERS))}, not {scale!r}"
         )

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from kapps import _index
-from kapps._custom_layers import ImageNormalization
 from kapps._errors import InputError, is_number, unknown
 from kapps._images import as_rgb
 from kapps._index import PublishedWeights
+from kapps.custom_layers import ImageNormalization
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -134,7 +134,7 @@ def evaluation_of(model: keras.Model) -> Evaluation | None:
 
 def _usual_evaluation(model: keras.Model) -> PublishedWeights | None:
     """That of the weights which are published for the network, the default ones first."""
-    builder = getattr(model, "kapps_builder", model.name)
+    builder = getattr(model, "kapps_builder", None) or model.name
     return next(iter(_index.published(builder)), None)
 
 

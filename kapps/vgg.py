@@ -10,7 +10,8 @@ from keras import KerasTensor
 
 from kapps import _layers
 from kapps._layers import act, bn, conv, max_pool
-from kapps._model import Architecture, Net, model
+from kapps._model import model
+from kapps._network import Architecture, Net
 
 
 def vgg(repeats: tuple[int, int, int, int, int], *, norm: bool = False) -> Architecture:

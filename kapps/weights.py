@@ -23,12 +23,12 @@ import numpy as np
 from keras import layers
 
 from kapps import _hub, _index
-from kapps._custom_layers import ImageNormalization
 from kapps._errors import InputError
 from kapps._files import atomic_write, sha256
 from kapps._index import PublishedWeights, list_weights
 from kapps._layers import layer_name
 from kapps._pth import from_bfloat16, read_pth
+from kapps.custom_layers import ImageNormalization
 from kapps.transform import Evaluation, evaluation_of
 
 __all__ = ["PublishedWeights", "list_weights", "load_weights", "save_weights"]
@@ -432,7 +432,7 @@ def _match(
 ) -> list[tuple[keras.Variable, np.ndarray]]:
     """Every variable of the model with its value from the file."""
     parameters = _parameters(_own(model), model.name)
-    wanted = {(p.layer.name, p.component): p for p in parameters}
+    wanted = {(_name_in_files(p.layer), p.component): p for p in parameters}
     stem = next((p.layer for p in parameters if len(p.shape) > 1), None)
     values: list[tuple[keras.Variable, np.ndarray]] = []
     unknown: list[str] = []
@@ -461,7 +461,7 @@ def _match(
         elif value.shape == parameter.shape or _views_as(value.shape, parameter.shape):
             values.append((parameter.variable, parameter.from_published(value)))
         elif _is_head(parameter.layer) and value.shape[1:] == parameter.shape[1:]:
-            random[parameter.layer.name] = (
+            random[_name_in_files(parameter.layer)] = (
                 f"{file.name} has {value.shape[0]} classes and the model {parameter.shape[0]}: "
                 f"the classifier {parameter.layer.name!r} keeps its random start"
             )
@@ -502,6 +502,11 @@ def _overflows(value: np.ndarray, variable: keras.Variable) -> bool:
     if dtype not in ("float16", "float32") or np.finfo(dtype).max >= np.finfo(value.dtype).max:
         return False
     return bool(np.any(np.isfinite(value) & (np.abs(value) > np.finfo(dtype).max)))
+
+
+def _name_in_files(layer: keras.Layer) -> str:
+    """The layer's name but for the prefix of a second network in one graph."""
+    return layer_name(getattr(layer, "checkpoint_path", layer.name))
 
 
 def _is_head(layer: keras.Layer) -> bool:

@@ -12,7 +12,8 @@ from keras import KerasTensor
 
 from kapps._errors import InputError, check_whole, is_number, unknown
 from kapps._layers import conv
-from kapps._model import CIFAR_MEAN, CIFAR_STD, Architecture, Net, model, pooled_head
+from kapps._model import CIFAR_MEAN, CIFAR_STD, model
+from kapps._network import Architecture, Net, pooled_head
 from kapps.resnet_v2 import Stage, preactivation_stages
 
 # Section 2.1 of the paper: kernels of a block's convolutions
@@ -53,8 +54,8 @@ def WideResNet(
     B(1,3), B(3,1) or B(3,1,1). `dropout` is the rate between them, 0 to below 1: the paper has 0.3
     for CIFAR and 0.4 for SVHN. An `InputError` says which of these is not as described.
     """
-    check_whole("WideResNet", "depth", depth)
-    check_whole("WideResNet", "width", width)
+    depth = check_whole("WideResNet", "depth", depth)
+    width = check_whole("WideResNet", "width", width)
     if block not in _BLOCKS:
         raise unknown("block of WideResNet", block, _BLOCKS)
     n, rest = divmod(depth - 4, 6)

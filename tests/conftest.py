@@ -83,10 +83,10 @@ def tiny(monkeypatch):
     import kapps
 
     kapps.list_models()  # loads the families, which register themselves for good
-    from kapps import _model
+    from kapps import _registry
 
-    known = dict(_model._BUILDERS)
-    monkeypatch.setattr(_model, "_BUILDERS", known)
+    known = dict(_registry._BUILDERS)
+    monkeypatch.setattr(_registry, "_BUILDERS", known)
     import tiny as module
 
     for builder in (module.TinyNet, module.TinyDropNet):

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from model_table import TABLE
 
 import kapps
-from kapps import _custom_layers, _layers
-from kapps._model import _BUILDERS, Architecture, model
+from kapps import _layers, custom_layers
+from kapps._model import model
+from kapps._network import Architecture
+from kapps._registry import _BUILDERS
 
 
 def test_the_table_lists_every_public_model():
@@ -180,12 +182,12 @@ def test_dropout_has_no_layer_at_rate_0():
 def test_shuffle_interleaves_and_is_undone_by_its_twin(groups, per_group, size):
     channels = groups * per_group
     x = np.arange(2 * size * size * channels, dtype=np.float32).reshape(2, size, size, channels)
-    y = keras.ops.convert_to_numpy(_custom_layers.ChannelShuffle(groups)(x))
+    y = keras.ops.convert_to_numpy(custom_layers.ChannelShuffle(groups)(x))
     for g in range(groups):  # group g's k-th channel comes to place k * groups + g
         np.testing.assert_array_equal(
             y[..., g::groups], x[..., g * per_group : (g + 1) * per_group]
         )
-    back = keras.ops.convert_to_numpy(_custom_layers.ChannelShuffle(per_group)(y))
+    back = keras.ops.convert_to_numpy(custom_layers.ChannelShuffle(per_group)(y))
     np.testing.assert_array_equal(back, x)
 
 
@@ -198,11 +200,11 @@ def test_make_divisible(value, divisor):
 
 
 def test_normalization_layer():
-    layer = _custom_layers.ImageNormalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    layer = custom_layers.ImageNormalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     x = np.full((1, 1, 1, 3), 255, np.uint8)
     y = keras.ops.convert_to_numpy(layer(x))
     np.testing.assert_allclose(y.ravel(), [0.9 / 0.5, 0.8 / 0.6, 0.7 / 0.7], rtol=1e-6)
     assert not layer.trainable_weights and len(layer.weights) == 2
-    gray = _custom_layers.ImageNormalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    gray = custom_layers.ImageNormalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     gray(np.zeros((1, 1, 1, 1)))
     np.testing.assert_allclose(keras.ops.convert_to_numpy(gray.mean), [0.2], rtol=1e-6)

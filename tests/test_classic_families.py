@@ -10,8 +10,8 @@ import pytest
 
 from kapps import InputError
 from kapps import weights as kapps_weights
-from kapps._custom_layers import AdaptiveAveragePooling2D
 from kapps.alexnet import AlexNetOriginal
+from kapps.custom_layers import AdaptiveAveragePooling2D
 from kapps.googlenet import GoogLeNet, GoogLeNetOriginal, SEGoogLeNet
 from kapps.inception_v3 import InceptionV3
 from kapps.lenet import LeNet5Original, Subsampling, digit_bitmaps, scaled_tanh

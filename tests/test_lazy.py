@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kapps
-from kapps import tflite
+from kapps import tflite, tools
 
 PACKAGES = pytest.mark.parametrize("package", [kapps, tflite], ids=lambda p: p.__name__)
 
@@ -31,24 +32,61 @@ def test_every_public_name_loads(package):
     assert set(package.__all__) <= set(dir(package))
 
 
-@PACKAGES
-def test_type_checkers_and_readers_see_the_same_names(package):
-    """What is imported for them alone is what loads on first use."""
-    tree = ast.parse(Path(package.__file__).read_text())
-    imported = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If)
-        for statement in node.body
-        if isinstance(statement, ast.ImportFrom)
-        for alias in statement.names
-    }
-    assert imported == set(package.__all__) - {"InputError"}  # which costs nothing to import
+@pytest.mark.parametrize("package", [kapps], ids=lambda p: p.__name__)
+def test_every_public_name_is_written_once(package):
+    """In the stub, with the redundant alias that exports it to type checkers."""
+    assert len(package.__all__) == len(set(package.__all__))
+    stub = ast.parse(Path(package.__file__).with_suffix(".pyi").read_text())
+    imports = [node for node in ast.walk(stub) if isinstance(node, ast.ImportFrom)]
+    aliases = [alias for node in imports for alias in node.names]
+    assert sorted(alias.name for alias in aliases) == sorted(package.__all__)
+    assert all(alias.asname == alias.name for alias in aliases)
+
+
+def public_modules():
+    """All modules of kapps without a leading underscore, by their name."""
+    for package, folder in ((kapps, "kapps"), (tools, "kapps.tools"), (tflite, "kapps.tflite")):
+        root = Path(package.__file__).parent
+        for path in root.rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            name = ".".join([folder, *parts]).removesuffix(".__init__")
+            if not any(part.startswith("_") for part in name.split(".")):
+                yield name
+
+
+def test_each_name_and_module_may_come_first(tmp_path):
+    """Each in a process that has imported neither kapps nor Keras before."""
+    statements = [f"import {name}" for name in public_modules()]
+    for package in (kapps, tflite):
+        statements += [f"import {package.__name__} as p; p.{name}" for name in package.__all__]
+    statements += ["import kapps; assert kapps.list_models()"]
+    assert {"import kapps.resnet", "import kapps.weights"} < set(statements)
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("first_imports.py"))],
+        input=json.dumps(statements),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "statement",
+    ["import kapps; kapps.list_models()", "from kapps.weights import load_weights"],
+)
+def test_in_a_new_process_of_python(statement, tmp_path):
+    """The same without any of Keras's parts loaded before."""
+    runs_alone(statement, tmp_path)
 
 
 @PACKAGES
 def test_an_unknown_name_is_an_attribute_error(package):
-    with pytest.raises(AttributeError, match=f"'{package.__name__}' has no attribute 'conver'"):
+    with pytest.raises(AttributeError, match=f"{package.__name__} attribute conver"):
         _ = package.conver
 
 

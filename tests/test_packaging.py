@@ -80,7 +80,9 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
         for path in (ROOT / folder).glob("*.py")
     }
     assert {"kapps/__init__.py", "kapps/tools/__init__.py", "kapps/tflite/__init__.py"} <= expected
-    assert modules(wheel) == expected | {"kapps/py.typed", "kapps/weights_index.csv"}
+    data = {"kapps/py.typed", "kapps/weights_index.csv"}
+    stubs = {"kapps/__init__.pyi"}
+    assert modules(wheel) == expected | data | stubs
     assert "Apache License" in dist_info(wheel, "licenses/LICENSE")
 
 
@@ -99,7 +101,7 @@ def test_metadata(wheel):
     assert metadata["Requires-Python"] == ">=3.10"
     required = metadata.get_all("Requires-Dist")
     bare = {re.split(r"[<>=!~ ]", r)[0] for r in required if "extra ==" not in r}
-    assert bare == {"keras", "numpy"}
+    assert bare == {"keras", "lazy_loader", "numpy"}
     extras = {"weights", "train", "tflite", "all", "mediapipe", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 import kapps
-from kapps import _custom_layers
-from kapps._model import Net, Regularization
-from kapps._models import BlockSkippingModel
+from kapps import custom_layers
+from kapps._block_skipping import BlockSkippingModel
+from kapps._network import Net, Regularization
 
 SHAPE = (32, 32, 3)
 
@@ -34,12 +34,12 @@ def residual_net(rate: float, mode: str = "batch") -> keras.Model:
     x = layers.Conv2D(4, 3, padding="same", name="stem")(image)
     y = layers.Conv2D(4, 3, padding="same", name="conv1")(x)
     y = layers.BatchNormalization(name="bn1")(y)
-    x = net.add(y, x, "block1", depth=1)
+    x = net.add(y, x, "block1")
     x = layers.ReLU(name="relu")(x)
     a = layers.Conv2D(4, 3, padding="same", name="conv2a")(x)
     b = layers.Dropout(0.5, seed=1, name="inner_dropout")(layers.Conv2D(4, 1, name="conv2b")(x))
     y = layers.BatchNormalization(name="bn2")(layers.Add(name="inner_add")([a, b]))
-    x = net.add(y, layers.Conv2D(4, 1, name="shortcut")(x), "block2", depth=1)
+    x = net.add(y, layers.Conv2D(4, 1, name="shortcut")(x), "block2")
     form = BlockSkippingModel if mode == "batch" else keras.Model
     return form(image, layers.GlobalAveragePooling2D()(x))
 
@@ -48,13 +48,13 @@ def drawn(monkeypatch, *survives: bool) -> None:
     """The next draws of stochastic depth, in the order of the blocks."""
     draws = iter(survives)
     monkeypatch.setattr(
-        _custom_layers.StochasticDepth, "survives", lambda self, shape: ops.full(shape, next(draws))
+        custom_layers.StochasticDepth, "survives", lambda self, shape: ops.full(shape, next(draws))
     )
 
 
 def test_stochastic_depth_grows_with_depth():
     net = kapps.EfficientNetLite0(drop_path_rate=0.2, input_shape=SHAPE)
-    rates = [x.rate for x in net.layers if isinstance(x, _custom_layers.StochasticDepth)]
+    rates = [x.rate for x in net.layers if isinstance(x, custom_layers.StochasticDepth)]
     assert rates == sorted(rates) and 0 < rates[0] < rates[-1] < 0.2
     assert not isinstance(net, BlockSkippingModel)
     plain = kapps.EfficientNetLite0(input_shape=SHAPE)
@@ -65,12 +65,12 @@ def test_stochastic_depth_may_be_constant():
     net = kapps.EfficientNetLite0(
         drop_path_rate=0.2, drop_path_schedule="constant", input_shape=SHAPE
     )
-    rates = [x.rate for x in net.layers if isinstance(x, _custom_layers.StochasticDepth)]
+    rates = [x.rate for x in net.layers if isinstance(x, custom_layers.StochasticDepth)]
     assert rates == [0.2] * 9
 
 
 def test_rows_are_dropped_whole_and_the_mean_stays():
-    layer = _custom_layers.StochasticDepth(0.25, seed=0)
+    layer = custom_layers.StochasticDepth(0.25, seed=0)
     x = np.ones((4000, 2, 2, 1), np.float32)
     np.testing.assert_array_equal(numpy(layer(x)), x)
     y = numpy(layer(x, training=True))
@@ -81,7 +81,7 @@ def test_rows_are_dropped_whole_and_the_mean_stays():
 
 
 def test_a_batch_is_dropped_whole_and_the_mean_stays():
-    layer = _custom_layers.StochasticDepth(0.25, "batch", seed=0)
+    layer = custom_layers.StochasticDepth(0.25, "batch", seed=0)
     x = np.ones((3, 2, 2, 1), np.float32)
     y = np.stack([numpy(layer(x, training=True)) for _ in range(1000)])
     assert (y == y[:, :1, :1, :1, :1]).all()
@@ -205,7 +205,7 @@ def test_a_skipping_model_is_saved_and_loaded(tmp_path):
     seed=st.integers(0, 1000),
 )
 def test_drop_block(height, width, channels, block, rate, seed):
-    layer = _custom_layers.DropBlock2D(rate, block, seed=seed)
+    layer = custom_layers.DropBlock2D(rate, block, seed=seed)
     x = np.ones((3, height, width, channels), np.float32)
     np.testing.assert_array_equal(numpy(layer(x)), x)
     y = numpy(layer(x, training=True))
@@ -228,14 +228,14 @@ def test_drop_block(height, width, channels, block, rate, seed):
 def test_drop_block_drops_about_its_rate():
     x = np.ones((400, 28, 28, 1), np.float32)
     for rate, block in ((0.1, 7), (0.1, 1), (0.25, 5)):
-        y = numpy(_custom_layers.DropBlock2D(rate, block, seed=1)(x, training=True))
+        y = numpy(custom_layers.DropBlock2D(rate, block, seed=1)(x, training=True))
         share = (y == 0).mean()
         # The regions overlap, so that a little less is dropped (Ghiasi et al. 2018, section 3).
         assert 0.85 * rate < share < 1.02 * rate
 
 
 def test_drop_block_follows_its_schedule():
-    layer = _custom_layers.DropBlock2D(0.4, 3, schedule_steps=4, seed=0)
+    layer = custom_layers.DropBlock2D(0.4, 3, schedule_steps=4, seed=0)
     x = np.ones((200, 14, 14, 1), np.float32)
     shares = [(numpy(layer(x, training=True)) == 0).mean() for _ in range(6)]
     assert shares[0] == 0
@@ -246,7 +246,7 @@ def test_drop_block_follows_its_schedule():
 
 def test_drop_block_acts_in_the_last_two_stages():
     net = kapps.EfficientNetLite0(drop_block_rate=0.1, drop_block_size=5, input_shape=SHAPE)
-    found = [x for x in net.layers if isinstance(x, _custom_layers.DropBlock2D)]
+    found = [x for x in net.layers if isinstance(x, custom_layers.DropBlock2D)]
     assert found and all((x.rate, x.block_size, x.schedule_steps) == (0.1, 5, 0) for x in found)
     names = {x.name for x in found}
     assert "blocks_5_1_drop_block" in names and "blocks_5_1_drop_block_shortcut" in names

@@ -12,7 +12,7 @@ from tflite_net import NINE, small_net
 
 import kapps
 from kapps import InputError, _layers, shufflenet_v2
-from kapps._custom_layers import ChannelShuffle, ImageNormalization
+from kapps.custom_layers import ChannelShuffle, ImageNormalization
 from kapps.tflite.conversion import _convert
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.passes import (

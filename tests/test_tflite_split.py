@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kapps._custom_layers import ChannelSlice
+from kapps.custom_layers import ChannelSlice
 from kapps.tflite.passes.split import split_sliced_convolutions
 
 

@@ -10,7 +10,7 @@ from keras import layers
 from tflite_net import NINE, small_net
 
 import kapps
-from kapps import InputError, _custom_layers, _layers
+from kapps import InputError, _layers, custom_layers
 from kapps.tflite.comparison import LIMITS, compare_layers
 from kapps.tflite.interpreter import operations
 from kapps.tflite.tuning.tf_keras_copy import copy_weights, prepared, rebuild
@@ -41,14 +41,14 @@ def built(name):
 def mixed_net(means=(0.4, 0.5, 0.6)):
     """What small_net lacks: concatenation of unequal branches, slice, pad, grouped convolution."""
     x = image = keras.Input((16, 16, 3))
-    x = _custom_layers.ImageNormalization(means, (0.2, 0.25, 0.3), name="normalization")(x)
+    x = custom_layers.ImageNormalization(means, (0.2, 0.25, 0.3), name="normalization")(x)
     x = _layers.act(_layers.bn(_layers.conv(x, 8, 3, "stem", stride=2), "bn1"), "relu", "act1")
-    left = _custom_layers.ChannelSlice(0, 2, name="left")(x)
-    right = _custom_layers.ChannelSlice(2, 8, name="right")(x)
+    left = custom_layers.ChannelSlice(0, 2, name="left")(x)
+    right = custom_layers.ChannelSlice(2, 8, name="right")(x)
     right = _layers.act(_layers.bn(_layers.conv(right, 10, 1, "pw", groups=2), "bn2"), "silu", "s")
     x = layers.Concatenate(name="concat")([left, right])  # 2 and 10 channels, and other ranges
     x = _layers.max_pool(_layers.act(x, "relu", "act2"), 2, 2, "pool")
-    shortcut = _custom_layers.ChannelPad(16, name="pad")(_layers.avg_pool(x, 1, 1, "avg"))
+    shortcut = custom_layers.ChannelPad(16, name="pad")(_layers.avg_pool(x, 1, 1, "avg"))
     x = _layers.bn(_layers.conv(x, 16, 3, "wide", bias=True), "bn3")
     x = _layers.act(layers.Add(name="add")([x, shortcut]), "relu", "act3")
     x = layers.Flatten(name="flatten")(x)
@@ -273,7 +273,7 @@ def test_convert_says_what_to_do_with_a_pruned_model(net, digits, tmp_path):
 
 def test_an_add_whose_relu_changes_nothing_is_quantized():
     image = keras.Input((16, 16, 3))
-    x = _custom_layers.ImageNormalization(0.4, 0.3, name="normalization")(image)
+    x = custom_layers.ImageNormalization(0.4, 0.3, name="normalization")(image)
     x = layers.Add(name="add")(
         [
             _layers.act(

@@ -14,7 +14,7 @@ from test_weights import torchvision
 
 import kapps
 from kapps import _index
-from kapps._custom_layers import ImageNormalization
+from kapps.custom_layers import ImageNormalization
 from kapps.transform import EvalTransform, eval_transform
 
 

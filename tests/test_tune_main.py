@@ -31,14 +31,14 @@ def run(tmp_path_factory):
     kapps.list_models()
     import tiny
 
-    from kapps import _model
+    from kapps import _registry
 
-    _model._BUILDERS["TinyNet"] = tiny.TinyNet
+    _registry._BUILDERS["TinyNet"] = tiny.TinyNet
     folder = tmp_path_factory.mktemp("run")
     recipe = dataclasses.replace(tiny.PLAIN, epochs=4)
     training.train(TrainConfig("TinyNet", "synthetic", str(folder), recipe=recipe), progress=False)
     yield folder
-    del _model._BUILDERS["TinyNet"]
+    del _registry._BUILDERS["TinyNet"]
 
 
 def test_pruned_and_quantized(run, tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from kapps import _custom_layers, _layers
+from kapps import _layers, custom_layers
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -26,15 +26,15 @@ NINE = (
 def small_net(channels: int = 3) -> keras.Model:
     """All that is hard on a converter, small: hard-swish, a hard-sigmoid gate, shuffle, noise."""
     x = image = keras.Input((16, 16, channels))
-    x = _custom_layers.ImageNormalization(0.3, 0.4, name="normalization")(x)
+    x = custom_layers.ImageNormalization(0.3, 0.4, name="normalization")(x)
     x = _layers.conv(x, 16, 3, "stem", stride=2)
     x = shortcut = _layers.act(_layers.bn(x, "bn1"), "hard_silu", "act1")
     x = _layers.bn(_layers.depthwise(x, 3, "dw"), "bn2")
     x = _layers.se(_layers.act(x, "hard_silu", "act2"), 4, "se", gate="hard_sigmoid")
     x = _layers.bn(_layers.conv(x, 16, 1, "pw"), "bn3")
-    x = _custom_layers.StochasticDepth(0.1, name="drop_path")(x)
+    x = custom_layers.StochasticDepth(0.1, name="drop_path")(x)
     x = layers.Add(name="add")([x, shortcut])
-    x = _custom_layers.ChannelShuffle(2, name="shuffle")(x)
+    x = custom_layers.ChannelShuffle(2, name="shuffle")(x)
     x = _layers.act(_layers.bn(_layers.conv(x, 32, 3, "last"), "bn4"), "relu6", "act4")
     x = layers.GaussianNoise(0.1, name="noise")(x)
     x = layers.Dropout(0.1, name="dropout")(layers.GlobalAveragePooling2D(name="pool")(x))

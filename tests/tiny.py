@@ -20,7 +20,8 @@ from keras import KerasTensor
 
 import kapps
 from kapps._layers import act, bn, conv, depthwise
-from kapps._model import Architecture, Net, model
+from kapps._model import model
+from kapps._network import Architecture, Net
 from kapps.tools import training
 from kapps.tools.recipes import RECIPES
 from kapps.tools.runs import TrainConfig
@@ -29,7 +30,7 @@ from kapps.tools.runs import TrainConfig
 def _features(x: KerasTensor, net: Net) -> KerasTensor:
     x = act(bn(conv(x, 8, 3, "stem", stride=2), "bn1"), "relu", "act1")
     y = bn(depthwise(x, 3, "depthwise"), "bn2")
-    x = net.add(y, x, "block", depth=1.0)
+    x = net.add(y, x, "block")
     return act(bn(conv(x, 16, 3, "last", stride=2), "bn3"), "relu", "act3")
 
 

@@ -80,7 +80,7 @@ def load(path: str) -> keras.Model:
     _check(path)
     import keras
 
-    from kapps import _custom_layers  # noqa: F401  known by name from here on
+    from kapps import custom_layers  # noqa: F401  known by name from here on
 
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)

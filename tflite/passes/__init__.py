@@ -15,8 +15,9 @@ import keras
 import numpy as np
 from keras import layers
 
-from kapps._custom_layers import DropBlock2D, StochasticDepth
 from kapps._errors import InputError
+from kapps._network import has_auxiliary_heads
+from kapps.custom_layers import DropBlock2D, StochasticDepth
 from kapps.tflite.passes.folding import (
     average_pool_as_conv,
     fold_batch_norm,
@@ -67,7 +68,7 @@ def remove_auxiliary_heads(model: keras.Model) -> keras.Model:
     GoogLeNet, GoogLeNetOriginal and InceptionV3 have them if asked to (`aux`). A model of several
     outputs from elsewhere keeps them all.
     """
-    if getattr(model, "checkpoint_auxiliary", None) and len(model.outputs) > 1:
+    if has_auxiliary_heads(model):
         return rebuild(keras.Model(model.inputs, model.outputs[0], name=model.name))
     return model
 

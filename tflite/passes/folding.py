@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kapps._custom_layers import ChannelShuffle, ChannelSlice, ImageNormalization, _SameShape
+from kapps.custom_layers import ChannelShuffle, ChannelSlice, ImageNormalization, _SameShape
 from kapps.tflite.passes.graph import Call, Graph, copy_layer, edited, identity, replace
 
 _LINEAR = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)

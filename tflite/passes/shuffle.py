@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from kapps._custom_layers import ChannelShuffle, ChannelSlice
+from kapps.custom_layers import ChannelShuffle, ChannelSlice
 from kapps.tflite.passes.folding import is_channelwise, is_linear
 from kapps.tflite.passes.graph import Call, Graph, edited, replace
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from kapps import _custom_layers
+from kapps import custom_layers
 from kapps._errors import InputError
 from kapps.tflite.passes import remove_training_layers
 from kapps.tflite.passes.graph import rebuild as copied
@@ -23,7 +23,7 @@ from kapps.tflite.passes.shuffle import as_before_removal, remove_channel_shuffl
 
 
 class ImageNormalization(tf_keras.layers.Layer):
-    """As `kapps._custom_layers.ImageNormalization`; `mean` and `std` are of 0..1, by channel."""
+    """As `kapps.custom_layers.ImageNormalization`; `mean` and `std` are of 0..1, by channel."""
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
         channels = (input_shape[-1],)
@@ -36,7 +36,7 @@ class ImageNormalization(tf_keras.layers.Layer):
 
 
 class ChannelSlice(tf_keras.layers.Layer):
-    """As `kapps._custom_layers.ChannelSlice`."""
+    """As `kapps.custom_layers.ChannelSlice`."""
 
     def __init__(self, start: int, stop: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -50,7 +50,7 @@ class ChannelSlice(tf_keras.layers.Layer):
 
 
 class ChannelShuffle(tf_keras.layers.Layer):
-    """As `kapps._custom_layers.ChannelShuffle`."""
+    """As `kapps.custom_layers.ChannelShuffle`."""
 
     def __init__(self, groups: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -66,7 +66,7 @@ class ChannelShuffle(tf_keras.layers.Layer):
 
 
 class ChannelPad(tf_keras.layers.Layer):
-    """As `kapps._custom_layers.ChannelPad`."""
+    """As `kapps.custom_layers.ChannelPad`."""
 
     def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -145,10 +145,10 @@ _SAME = (
 )
 _CLASSES: dict[type, Any] = {
     **{getattr(keras.layers, name): getattr(tf_keras.layers, name) for name in _SAME},
-    _custom_layers.ImageNormalization: ImageNormalization,
-    _custom_layers.ChannelPad: ChannelPad,
-    _custom_layers.ChannelShuffle: ChannelShuffle,
-    _custom_layers.ChannelSlice: ChannelSlice,
+    custom_layers.ImageNormalization: ImageNormalization,
+    custom_layers.ChannelPad: ChannelPad,
+    custom_layers.ChannelShuffle: ChannelShuffle,
+    custom_layers.ChannelSlice: ChannelSlice,
 }
 
 # Activations that Keras also has as layers, by the argument values that make them the same thing.
@@ -226,7 +226,7 @@ def _counterpart(layer: Any) -> tuple[Any, Any]:
         )
     if config.get("data_format") == "channels_first":
         raise InputError(f"layer {name!r} is channels_first; build the model channels_last")
-    if kind is _custom_layers.ImageNormalization:
+    if kind is custom_layers.ImageNormalization:
         config = {key: config[key] for key in ("name", "trainable")}
     config = {
         key: value

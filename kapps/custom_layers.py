@@ -1,6 +1,8 @@
-"""Layers that Keras lacks, registered so that saved models find them.
+"""Layers that Keras lacks. Saved models name them as "kapps>ChannelShuffle": the names stay.
 
-All of them take and return feature maps (batch, height, width, channels), channels last.
+Unless said otherwise they take and return feature maps (batch, height, width, channels), channels
+last. The module is loaded as soon as Keras is, see `kapps._lazy.load_with`: it imports nothing of
+kapps.
 """
 
 from __future__ import annotations
@@ -10,6 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops
+
+
+def _at_least_float32(dtype: str) -> str:
+    """What to compute in where the numbers of 16 bits, or their digits, do not suffice."""
+    return dtype if dtype == "float64" else "float32"
 
 
 class _SameShape(layers.Layer):
@@ -24,7 +31,8 @@ class ImageNormalization(_SameShape):
     """(image / 255 - mean) / std, for images in 0..255 of any dtype.
 
     `mean` and `std` (in 0..1, one for each channel or one for all) are the weights of the layer
-    and not trained: they belong to the published weights, and are set with them.
+    and not trained: they belong to the published weights, and are set with them. In bfloat16 a
+    pixel less the mean would keep few of its 8 bits: the result alone is of the layer's dtype.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class ImageNormalization(_SameShape):
                 shape=(input_shape[-1],),
                 initializer=lambda shape, dtype: ops.convert_to_tensor(values, dtype=dtype),
                 trainable=False,
+                autocast=False,
                 name=name,
             )
 
@@ -49,8 +58,10 @@ class ImageNormalization(_SameShape):
         self.std = weight("std", self.initial_std)
 
     def call(self, images: Any) -> Any:
-        images = ops.cast(images, self.compute_dtype)
-        return (images * (1 / 255) - self.mean) / self.std
+        dtype = _at_least_float32(self.compute_dtype)
+        mean, std = ops.cast(self.mean, dtype), ops.cast(self.std, dtype)
+        images = ops.cast(images, dtype)
+        return ops.cast((images * (1 / 255) - mean) / std, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "mean": self.initial_mean, "std": self.initial_std}
@@ -150,11 +161,11 @@ class AdaptiveAveragePooling2D(layers.Layer):
 
     def _windows(self, pixels: int, windows: int) -> Any:
         """(pixels, windows): the share of each pixel in each window."""
-        shares = np.zeros((pixels, windows), self.compute_dtype)
+        shares = np.zeros((pixels, windows))
         for i in range(windows):
             start, stop = i * pixels // windows, -(-(i + 1) * pixels // windows)
             shares[start:stop, i] = 1 / (stop - start)
-        return ops.convert_to_tensor(shares)
+        return ops.convert_to_tensor(shares, dtype=self.compute_dtype)
 
     def call(self, x: Any) -> Any:
         _, height, width, _ = x.shape
@@ -184,11 +195,15 @@ class LocalResponseNormalization(_SameShape):
 
     def call(self, x: Any) -> Any:
         reach, channels = self.size // 2, x.shape[-1]
-        squares = ops.pad(ops.square(x), ((0, 0), (0, 0), (0, 0), (reach, reach)))
+        # The square of 256 is beyond float16.
+        wide = ops.cast(x, _at_least_float32(self.compute_dtype))
+        squares = ops.pad(ops.square(wide), ((0, 0), (0, 0), (0, 0), (reach, reach)))
         total = squares[..., :channels]
         for i in range(1, self.size):
             total = total + squares[..., i : i + channels]
-        return x * ops.power(self.k + self.alpha * total, -self.beta)
+        return ops.cast(
+            wide * ops.power(self.k + self.alpha * total, -self.beta), self.compute_dtype
+        )
 
     def get_config(self) -> dict[str, Any]:
         own = {"size": self.size, "k": self.k, "alpha": self.alpha, "beta": self.beta}
@@ -218,7 +233,9 @@ class StochasticDepth(_SameShape):
 
     def survives(self, shape: tuple[Any, ...]) -> Any:
         """Draws that many survivals."""
-        return keras.random.uniform(shape, seed=self.seed_generator) >= self.rate
+        # In float32 whatever `floatx` is: of bfloat16 there are 128 numbers below 1.
+        drawn = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+        return drawn >= self.rate
 
     def scale(self, x: Any) -> Any:
         """What survived, so that its mean over many draws is that of the input."""
@@ -295,7 +312,8 @@ class DropBlock2D(_SameShape):
         positions = ops.cast(rows * columns, "float32")
         pixels = ops.cast(height * width, "float32")
         gamma = rate * pixels / (block**2 * positions)
-        corners = keras.random.uniform((batch, rows, columns, 1), seed=self.seed_generator) < gamma
+        places = (batch, rows, columns, 1)
+        corners = keras.random.uniform(places, dtype="float32", seed=self.seed_generator) < gamma
         reach = (block - 1, block - 1)
         corners = ops.pad(ops.cast(corners, "float32"), ((0, 0), reach, reach, (0, 0)))
         keep = 1 - ops.max_pool(corners, block, strides=1, padding="valid")
@@ -310,3 +328,109 @@ class DropBlock2D(_SameShape):
             "seed": self.seed,
         }
         return {**super().get_config(), **own}
+
+
+# The targets of F6: the digits drawn on 7x12 pixels, in the manner of the paper's figure 3.
+_BITMAPS = """
+....... ....... ....... ....... ....... ....... ....... ....... ....... .......
+..###.. ...##.. ..###.. .#####. ....##. ####### ..####. ####### .#####. .#####.
+.##.##. ..###.. .##.##. ##...## ...###. ##..... .##.... .....## ##...## ##...##
+##...## .####.. ##...## .....## ..####. ##..... ##..... .....## ##...## ##...##
+##...## ...##.. .....## .....## .##.##. ##..... ##..... ....##. ##...## ##...##
+##...## ...##.. ....##. ..####. ##..##. ######. ######. ....##. .#####. .######
+##...## ...##.. ...##.. ..####. ##..##. .....## ##...## ...##.. ##...## .....##
+##...## ...##.. ..##... .....## ####### .....## ##...## ...##.. ##...## .....##
+##...## ...##.. .##.... .....## ....##. .....## ##...## ..##... ##...## .....##
+.##.##. ...##.. ##..... ##...## ....##. ##...## ##...## ..##... ##...## ....##.
+..###.. .###### ####### .#####. ....##. .#####. .#####. ..##... .#####. .####..
+....... ....... ....... ....... ....... ....... ....... ....... ....... .......
+"""
+
+
+def digit_bitmaps() -> np.ndarray:
+    """The ten digits, (10, 84), row by row of 7 pixels: 1 for ink, -1 for the ground."""
+    digits = zip(*(line.split() for line in _BITMAPS.strip().splitlines()), strict=True)
+    return np.array([[1 if p == "#" else -1 for p in "".join(rows)] for rows in digits], "float32")
+
+
+@keras.saving.register_keras_serializable("kapps")
+def scaled_tanh(x: Any) -> Any:
+    """1.7159 tanh(2/3 x): the paper's squashing function, 1 at 1 and -1 at -1 (appendix A)."""
+    return 1.7159 * ops.tanh(x * (2 / 3))
+
+
+@keras.saving.register_keras_serializable("kapps")
+class ChannelGather(layers.Layer):
+    """The channels of these indices, in this order; one may come several times."""
+
+    def __init__(self, indices: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.indices = tuple(indices)
+
+    def call(self, x: Any) -> Any:
+        return ops.take(x, self.indices, axis=-1)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], len(self.indices))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "indices": self.indices}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class Subsampling(layers.Layer):
+    """The sum of every 2x2 pixels, times a coefficient, plus a bias; both trained, one a channel.
+
+    The coefficients start as the paper's weights do: within 2.4 / fan-in, which is 4 (appendix A).
+    """
+
+    pool_size, strides, padding = (2, 2), (2, 2), "valid"  # for kapps.profile
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        shape = (input_shape[-1],)
+        start = keras.initializers.RandomUniform(-0.6, 0.6)
+        self.coefficient = self.add_weight(shape=shape, initializer=start, name="coefficient")
+        self.bias = self.add_weight(shape=shape, initializer="zeros", name="bias")
+        self.checkpoint_variables = {"weight": self.coefficient, "bias": self.bias}
+
+    def call(self, x: Any) -> Any:
+        return ops.average_pool(x, 2, 2, "valid") * (4 * self.coefficient) + self.bias
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        batch, *sides, channels = input_shape
+        return (batch, *(None if s is None else s // 2 for s in sides), channels)
+
+    def compute_macs(self, input_shape: tuple[int, ...]) -> int:
+        """One multiplication an output; a batch dimension, if there is one, is not counted."""
+        height, width, channels = input_shape[-3:]
+        return (height // 2) * (width // 2) * channels
+
+
+@keras.saving.register_keras_serializable("kapps")
+class BitmapDistance(layers.Layer):
+    """Minus the squared distance of 84 features to the bitmap of each digit: (batch, classes).
+
+    The paper's output units, Euclidean radial basis functions, give the distance itself, a penalty
+    that is smallest at the answer. The sign makes it the logit of a class. There is nothing to
+    train.
+    """
+
+    def __init__(self, classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.classes = classes
+
+    def call(self, x: Any) -> Any:
+        dtype = _at_least_float32(self.compute_dtype)
+        bitmaps = ops.convert_to_tensor(digit_bitmaps()[: self.classes], dtype=dtype)
+        apart = ops.cast(ops.expand_dims(x, 1), dtype) - bitmaps
+        return ops.cast(-ops.sum(ops.square(apart), axis=-1), self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (input_shape[0], self.classes)
+
+    def compute_macs(self, input_shape: tuple[int, ...]) -> int:
+        """A square for each feature and class."""
+        return input_shape[-1] * self.classes
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "classes": self.classes}

@@ -1,4 +1,7 @@
-"""Models of very many blocks, and models that do not compute the blocks that they drop.
+"""The classes of the models that the builders return.
+
+Saved models name them. The module is loaded as soon as Keras is, see `kapps._lazy.load_with`, maybe
+in the midst of `kapps.custom_layers`: what it takes from there it may only look up when it runs.
 
 A graph of layers computes a residual branch before the layer that would drop it sees the result.
 `BlockSkippingModel` draws first, and runs the branch only where it survives; it is the same flat
@@ -15,7 +18,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kapps._custom_layers import StochasticDepth
+from kapps import custom_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,47 @@ _CALLS = 20_000
 
 
 @keras.saving.register_keras_serializable("kapps")
-class DeepModel(keras.Model):
+class BuiltModel(keras.Model):
+    """A functional model that knows how it was built, also once it was saved and loaded."""
+
+    kapps_builder: str | None = None
+    """The name of its builder: its own name may be another."""
+    features_layer: str | None = None
+    """The layer that makes the feature map: what follows is the head."""
+    checkpoint_before: frozenset[str] = frozenset()
+    """The layers that are not the network's own: those that its `input_tensor` came from."""
+    checkpoint_headless: bool
+    """Whether it was built without classifier; a clone does not know."""
+    checkpoint_auxiliary: tuple[str, ...] = ()
+    """Paths of the heads that exist for training only, whether or not it has them."""
+
+    def get_config(self) -> dict[str, Any]:
+        built = {
+            "builder": self.kapps_builder,
+            "features_layer": self.features_layer,
+            "before": sorted(self.checkpoint_before),
+            "headless": getattr(self, "checkpoint_headless", None),
+            "auxiliary": list(self.checkpoint_auxiliary),
+        }
+        return {**super().get_config(), "built": built}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> BuiltModel:
+        own = {key: value for key, value in config.items() if key != "built"}
+        model = super().from_config(own, custom_objects)
+        built = config.get("built")  # kapps 0.1 saved none
+        if built is not None:
+            model.kapps_builder = built["builder"]
+            model.features_layer = built["features_layer"]
+            model.checkpoint_before = frozenset(built["before"])
+            if built["headless"] is not None:
+                model.checkpoint_headless = built["headless"]
+            model.checkpoint_auxiliary = tuple(built["auxiliary"])
+        return model
+
+
+@keras.saving.register_keras_serializable("kapps")
+class DeepModel(BuiltModel):
     """A functional model of any depth.
 
     Keras walks a new graph by a function that calls itself once for each layer
@@ -87,7 +130,7 @@ class BlockSkippingModel(DeepModel):
         inside: set[int] = set()
         for node in nodes:
             layer = node.operation
-            if not isinstance(layer, StochasticDepth) or layer.mode != "batch":
+            if not isinstance(layer, custom_layers.StochasticDepth) or layer.mode != "batch":
                 continue
             (total,) = readers[id(node.outputs[0])]
             # From the dropped summand backwards: what nothing outside of the branch reads.
