@@ -24,12 +24,12 @@ from keras import layers
 
 from kapps import _hub, _index
 from kapps._errors import InputError
+from kapps._evaluation import Evaluation, evaluation_of
 from kapps._files import atomic_write, sha256
 from kapps._index import PublishedWeights, list_weights
 from kapps._layers import layer_name
 from kapps._pth import from_bfloat16, read_pth
 from kapps.custom_layers import ImageNormalization
-from kapps.transform import Evaluation, evaluation_of
 
 __all__ = ["PublishedWeights", "list_weights", "load_weights", "save_weights"]
 

@@ -22,7 +22,7 @@ from make_pth_goldens import GOLDENS, trained
 from pth_writer import FORMS, write_pth
 
 import kapps
-from kapps.transform import Evaluation
+from kapps._evaluation import Evaluation
 
 EVALUATION = Evaluation(224, 0.95, "bicubic", "center", 288, 1.0, "timm/resnet50.a1_in1k")
 
