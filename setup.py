@@ -13,6 +13,7 @@ setup(
         "kapps.tflite.measurement",
         "kapps.tflite.passes",
         "kapps.tflite.programs",
+        "kapps.tflite.report",
         "kapps.tflite.tuning",
     ],
     package_dir={"kapps": "kapps", "kapps.tools": "tools", "kapps.tflite": "tflite"},

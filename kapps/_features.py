@@ -66,12 +66,13 @@ def features(model: keras.Model, strides: Sequence[int] = (4, 8, 16, 32)) -> ker
             raise InputError(
                 f"features: {model.name} has no feature map at stride {stride}; there are: {known}"
             )
-    inputs, outputs = graph_of(model).inputs, [found[int(stride)] for stride in strides]
+    (image,) = graph_of(model).inputs
+    outputs = [found[int(stride)] for stride in strides]
     name = f"{model.name}_features"
     try:
-        return keras.Model(inputs, outputs, name=name)
+        return keras.Model(image, outputs, name=name)
     except RecursionError:
-        return DeepModel(inputs, outputs, name=name)
+        return DeepModel(image, outputs, name=name)
 
 
 def features_end(model: keras.Model) -> KerasTensor:
@@ -90,6 +91,8 @@ def features_end(model: keras.Model) -> KerasTensor:
 def _pyramid(model: keras.Model) -> dict[int, KerasTensor]:
     """The deepest map at each stride, up to where the head begins."""
     values = inputs_of(model, _fixed_shape(model), "kapps.features")
+    if len(values) != 1:
+        raise InputError(f"features: {model.name} has {len(values)} inputs; it takes one image")
     walk = Walk([value.shape for value in values], counting=False)
     walk.run(model, values, "")
     end = features_end(model)

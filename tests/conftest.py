@@ -37,6 +37,11 @@ def pytest_report_header() -> str:
     return f"KAPPS_TEST_SEED={SEED}"
 
 
+def pytest_configure(config):
+    """Networks of random weights and few images convert with a warning; tests of it ask for it."""
+    config.addinivalue_line("filterwarnings", "ignore:weak check")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup():
     """A fixture has the same random weights each time, whichever test asks for it first."""

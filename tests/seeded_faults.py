@@ -107,8 +107,14 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         ),
         Fault(
             "drop-rate-off-by-one-block",
-            '"depth": done / total,',
-            '"depth": (done + 1) / total,',
+            "self._depth = done / len(places)",
+            "self._depth = (done + 1) / len(places)",
+            ("test_efficientnet_family.py -k stochastic_depth_counts",),
+        ),
+        Fault(
+            "drop-block-in-the-third-last-stage",
+            "stage >= len(repeats) - 2",
+            "stage >= len(repeats) - 3",
             ("test_efficientnet_family.py -k stochastic_depth_counts",),
         ),
         Fault(
@@ -458,7 +464,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             "drift-is-not-judged",
             "figures.regret <= limit.regret and figures.drift <= limit.drift",
             "figures.regret <= limit.regret and figures.drift <= 1",
-            ("test_tflite_conversion.py -k 'never_gets_its_name'",),
+            ("test_tflite_verification.py",),
         ),
         Fault(
             "drift-counted-twice",
@@ -508,19 +514,19 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             "width-and-height-swapped",
             '{0: ("uint32", width), 1: ("uint32", height)}',
             '{0: ("uint32", height), 1: ("uint32", width)}',
-            ("test_tflite_metadata.py -k 'schema or mediapipe'",),
+            ("test_tflite_metadata_schema.py",),
         ),
         Fault(
             "gray-said-to-be-color",
             "_RGB, _GRAYSCALE = 1, 2",
             "_RGB, _GRAYSCALE = 2, 1",
-            ("test_tflite_metadata.py -k schema",),
+            ("test_tflite_metadata_schema.py",),
         ),
         Fault(
             "largest-pixel-is-one",
             '5: ("offset", _range(b, 0.0, 255.0)),',
             '5: ("offset", _range(b, 0.0, 1.0)),',
-            ("test_tflite_metadata.py -k schema",),
+            ("test_tflite_metadata_schema.py",),
         ),
         Fault(
             "mean-written-as-std",
@@ -532,7 +538,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             "sum-of-the-weights-without-shapes",
             'digest.update(struct.pack(f"<{value.ndim + 1}q", value.ndim, *value.shape))',
             'digest.update(struct.pack("<q", value.size))',
-            ("test_tflite_metadata.py -k values_and_shapes_alone",),
+            ("test_tflite_metadata_schema.py -k sum",),
         ),
     ),
     "devices": (
@@ -605,10 +611,10 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             ("test_profile.py -k macs_are_those_of_the_definition",),
         ),
         Fault(
-            "field-padded-at-the-end",
-            "before = max(reach - units, 0) // 2\n    return size, stride",
-            "before = (max(reach - units, 0) + 1) // 2\n    return size, stride",
-            ("test_profile.py -k receptive_fields_by_hand",),
+            "field-without-dilation",
+            "(i * stride - before + j * dilation for j in range(size))",
+            "(i * stride - before + j for j in range(size))",
+            ("test_profile.py -k 'receptive_fields_by_hand or depend_on'",),
         ),
         Fault(
             "memory-freed-one-layer-late",

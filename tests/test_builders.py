@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections.abc
 import inspect
+import json
 import sys
 
 import keras
@@ -17,6 +19,19 @@ from kapps import _layers, custom_layers
 from kapps._model import model
 from kapps._network import Architecture
 from kapps._registry import _BUILDERS
+
+
+class Sides(collections.abc.Sequence):
+    """A sequence of a type of its own."""
+
+    def __init__(self, *sides):
+        self.sides = sides
+
+    def __len__(self):
+        return len(self.sides)
+
+    def __getitem__(self, i):
+        return self.sides[i]
 
 
 def test_the_table_lists_every_public_model():
@@ -57,6 +72,10 @@ def test_own_parameters_join_the_signature():
         ({"pooling": "average", "include_top": False}, "unknown pooling 'average'.*avg"),
         ({"classes": 0}, "classes"),
         ({"classes": 2.5}, "classes"),
+        ({"classes": True}, "classes must be a whole number above 0, not True"),
+        ({"drop_block_size": True}, "drop_block_size must be a whole number, 1 or more, not True"),
+        ({"input_shape": (224.0, 224, 3)}, "input_shape must be .* such as .*, not .224.0"),
+        ({"input_shape": (224, 224, True)}, "input_shape must be"),
         ({"dropout_rate": 1.0}, "dropout_rate"),
         ({"drop_path_rate": -0.1}, "drop_path_rate"),
         ({"input_shape": (224, 224)}, "height, width, channels"),
@@ -78,6 +97,50 @@ def test_own_parameters_join_the_signature():
 def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(kapps.InputError, match=message):
         kapps.MobileNetV3Small(**arguments)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (32, 32, 1),
+        [32, 32, 1],
+        np.array((32, 32, 1)),
+        tuple(np.array((32, 32, 1), np.int64)),
+        Sides(32, 32, 1),
+    ],
+    ids=["tuple", "list", "array", "numbers of NumPy", "a sequence"],
+)
+def test_shapes_of_whole_numbers(shape):
+    """As other libraries have them: a data set's `element_spec` has a TensorShape."""
+    net = kapps.LeNet5(input_shape=shape, classes=np.int64(4))
+    assert net.input_shape == (None, 32, 32, 1) and net.output_shape == (None, 4)
+    assert all(type(side) is int for side in net.input_shape[1:])
+    type(net).from_config(json.loads(json.dumps(net.get_config())))
+
+
+def test_a_tensor_shape():
+    tf = pytest.importorskip("tensorflow")
+    shape = tf.TensorShape((None, 32, 3))
+    net = kapps.MobileNet(include_top=False, alpha=0.25, input_shape=shape)
+    assert net.input_shape == (None, None, 32, 3)
+    with pytest.raises(kapps.InputError, match="input_shape must be"):
+        kapps.LeNet5(input_shape=tf.TensorShape(None))
+
+
+@pytest.mark.parametrize(
+    ("builder", "arguments"),
+    [
+        ("ShuffleNet", {"groups": True}),
+        ("ShuffleNetV2", {"scale": True}),
+        ("DenseNet", {"blocks": (True, 1, 1, 1)}),
+        ("ResNet", {"blocks": (1, True, 1, 1)}),
+        ("CifarDenseNet", {"growth": True}),
+        ("EfficientNet", {"width": True}),
+    ],
+)
+def test_true_is_no_number(builder, arguments):
+    with pytest.raises(kapps.InputError, match=f"^{builder}: {next(iter(arguments))}.*True"):
+        getattr(kapps, builder)(**arguments)
 
 
 def test_input_tensor_and_shape_must_agree():

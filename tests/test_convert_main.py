@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -137,22 +136,16 @@ def test_compare_with_other_weights(files, folder, capsys):
     assert "They part at layer" in answer.stdout
 
 
-def test_compare_a_file_of_any_name(files, folder):
+def test_compare_a_file_of_any_name(files, folder, capsys):
     """The name is no text of UTF-8, and stdout takes nothing else."""
     name = folder / "\udcff\x1b[7m.tflite"
     name.write_bytes(files[1][0].read_bytes())
-    flags = ["-m", "kapps.tflite.programs.compare", f"--workdir={folder}/run", "--images=1"]
-    done = subprocess.run(
-        [sys.executable, *flags, str(name)],
-        capture_output=True,
-        check=False,
-        timeout=300,
-        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
-    )
+    flags = shlex.join([f"--workdir={folder}/run", "--images=1", str(name)])
+    answer = run_here("tflite.programs.compare", flags, capsys)
     name.unlink()
-    assert not done.returncode, done.stderr
-    assert f"{folder}/  [7m.tflite: float32\n".encode() in done.stdout
-    assert b"\x1b" not in done.stdout + done.stderr
+    assert not answer.code, answer.stderr
+    assert f"{folder}/  [7m.tflite: float32\n" in answer.stdout
+    assert "\x1b" not in answer.stdout + answer.stderr
 
 
 def test_convert_named_weights_with_a_flat_folder(folder, capsys):

@@ -18,7 +18,7 @@ from tflite_crafted import crafted_file
 from tflite_net import LABELS
 
 from kapps import InputError
-from kapps.tflite import Runner
+from kapps.tflite import Metadata, Runner
 from kapps.tflite.accuracy import (
     Accuracy,
     describe,
@@ -29,7 +29,8 @@ from kapps.tflite.accuracy import (
 )
 from kapps.tflite.measurement.benchmark import write_results
 from kapps.tflite.measurement.latency import Latency
-from kapps.tflite.overview import read_overview, write_overview
+from kapps.tflite.metadata import with_metadata
+from kapps.tflite.report import read_overview, write_overview
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -48,7 +49,7 @@ def _accuracy(model, variant, top1, **values):
         variant=variant,
         file=file,
         sha256=_sha(file),
-        size_bytes=2048 if variant == "float32" else 1024,
+        size_bytes=204_800 if variant == "float32" else 102_400,
         dataset="digits",
         split="test",
         images=360,
@@ -74,7 +75,7 @@ def _latency(model, variant, p50, device=PHONE, **values):
             "initialization_ms": 2.0,
             "delegate_pieces": None,
             "sha256": _sha(file),
-            "size_bytes": 2048 if variant == "float32" else 1024,
+            "size_bytes": 204_800 if variant == "float32" else 102_400,
             "date": "2024-01-01T00:00:00+00:00",
         }
         | values
@@ -108,7 +109,8 @@ def results(tmp_path):
 
 def _rows(text, heading):
     section = text.partition(f"## {heading}\n\n")[2].partition("\n\n")[0]
-    return [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in section.splitlines()]
+    lines = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in section.splitlines()]
+    return [[cell.strip() for cell in line] for line in lines]
 
 
 def test_the_table_of_models(results, tmp_path):
@@ -118,8 +120,8 @@ def test_the_table_of_models(results, tmp_path):
     assert header[1:5] == ["top-1 float32, %", "top-1 PTQ, %", "top-1 QAT, %", "size, KiB"]
     assert header[5:] == ["p50 on A, ms", "p50 on B, ms"]
     assert rows == [
-        ["NetA", "98.12", "97.50", "98.00", "2 → 1", "12.3 → 5.68", f"120 → {NONE}"],
-        ["NetB", "90.00", NONE, NONE, "2 → 1", f"3.00 → {NONE}", NONE],
+        ["NetA", "98.12", "97.50", "98.00", "200 → 100", "12.3 → 5.68", f"120 → {NONE}"],
+        ["NetB", "90.00", NONE, NONE, "200 → 100", f"3.00 → {NONE}", NONE],
     ]
     assert "- Device A: Some &lt;Phone> & co, cpu, 1 thread\n" in text
     assert "- Top-1, %: of the files, on digits, test split, 360 images\n" in text
@@ -129,14 +131,14 @@ def test_the_table_of_files(results, tmp_path):
     write_overview(read_overview(results), tmp_path, title="Title")
     rows = _rows((tmp_path / "report.md").read_text(), "Files")[2:]
     assert rows[0] == [
-        *("NetA_float32.tflite", "NetA", "float32", "98.12", "2", "A"),
+        *("NetA_float32.tflite", "NetA", "float32", "98.12", "200", "A"),
         *("12.3", "18.5", NONE, "1,000", NONE),
     ]
     assert [row[0] for row in rows] == [
         *("NetA_float32.tflite", "NetA_float32.tflite", "NetA_int8.tflite"),
         *("NetA_int8-qat.tflite", "NetB_float32.tflite", "NetB_int8.tflite"),
     ]
-    assert rows[-1][2:8] == ["int8", NONE, "1", "B", NONE, NONE]
+    assert rows[-1][2:8] == ["int8", NONE, "100", "B", NONE, NONE]
 
 
 def test_the_order_of_results_does_not_matter(results):
@@ -259,7 +261,7 @@ def test_an_accuracy_that_cannot_be(tmp_path, field, value):
     path = tmp_path / "r.json"
     values = {"kapps_accuracy": 1} | asdict(_accuracy("N", "int8", 0.5)) | {field: value}
     path.write_text(json.dumps(values))
-    with pytest.raises(InputError, match=f"'{field}' is "):
+    with pytest.raises(InputError, match=rf"r\.json\.{field}: expected"):
         read_accuracy(path)
 
 
@@ -269,7 +271,7 @@ def test_a_variant_is_no_formula(tmp_path):
     latency = _latency("N", "x", 1.0, sha256=values.sha256, size_bytes=values.size_bytes)
     paths = [tmp_path / "a.json", write_results([latency], tmp_path / "b.json")]
     _, text, page = write_overview(read_overview(paths), tmp_path, title="t")
-    assert "| N &lt;b> | $\\foo$ |" in text.read_text()
+    assert re.search(r"\| N &lt;b> +\| \$\\foo\$ +\|", text.read_text())
     assert re.search(r"<text[^>]*>\$\\foo\$</text>", page.read_text())  # in the legend
 
 
@@ -409,6 +411,18 @@ def test_a_file_of_any_name(tmp_path):
     write_accuracy(result, tmp_path / "r.json")
     assert read_accuracy(tmp_path / "r.json") == result
     assert (result.file, result.dataset, result.top1) == ("two lines.tflite", "a b", 1.0)
+
+
+@pytest.mark.parametrize(("std", "right"), [(1.0, 1.0), (-1.0, 0.0)])
+def test_the_normalization_of_the_metadata_is_obeyed(std, right, tmp_path):
+    """The file gives what it is given: the brightest pixels, or, if it asks so, the darkest."""
+    path = tmp_path / "a.tflite"
+    metadata = Metadata("net", ("a",) * 12, mean=(0.0,), std=(std,))
+    path.write_bytes(with_metadata(crafted_file([1, 12]), metadata))
+    images = np.zeros((1, 4, 4, 3), "uint8")
+    images[0, :2, :2, 0] = 255
+    result = evaluate_file(path, [(images, np.zeros(1, int))], dataset="d", split="s")
+    assert result.top1 == right
 
 
 def test_images_that_do_not_fit(conversions, digits):

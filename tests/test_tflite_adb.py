@@ -403,8 +403,8 @@ def test_the_binary_is_ended_in_the_middle(number, phone, files, tool, tmp_path)
             said = process.communicate(timeout=60)[1].decode()
         finally:
             process.kill()
-    assert process.returncode == 130
-    assert "interrupted" in said.splitlines()[-1]
+    assert process.returncode == 128 + number
+    assert f"ended by {number.name}" in said.splitlines()[-1]
     deadline = time.monotonic() + 20
     while Path(f"/proc/{started.read_text().strip()}").exists():  # its parent has to see it first
         assert time.monotonic() < deadline

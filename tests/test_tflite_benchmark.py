@@ -8,14 +8,17 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sshd
+from tflite_crafted import crafted_file
 
 from kapps import InputError
 from kapps.tflite import child
@@ -389,6 +392,31 @@ def test_the_binary(conversions, tmp_path):
         assert result.threads == 2
         assert result.runs >= 64
         assert sum(result.samples_ms) >= 6000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_no_file_is_left_behind_by_the_binary_that_is_ended(number, tmp_path):
+    model, folder = tmp_path / "a.tflite", tmp_path / "temporary"
+    model.write_bytes(crafted_file([1, 12]))
+    folder.mkdir()
+    command = [sys.executable, "-m", "kapps.tflite.programs.benchmark", str(model)]
+    with subprocess.Popen(
+        [*command, f"--output={tmp_path / 'out' / 'r.json'}"],
+        env={**os.environ, "TMPDIR": str(folder)},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # which nohup had ignored
+    ) as process:
+        try:
+            deadline = time.monotonic() + 100
+            while not list(folder.glob("kapps-*")):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(number)
+            assert process.wait(timeout=60) == 128 + number
+        finally:
+            process.kill()
+    assert list(folder.iterdir()) == list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_binarys_errors(tmp_path):

@@ -194,17 +194,19 @@ def test_a_file_that_does_not_do_what_the_model_does_never_gets_its_name(
     images = digits[1][0]
     good = convert(net, path, verification=images).path.read_bytes()
 
-    def corrupted(content, metadata):
-        """The file with another kernel in the stem."""
+    write = conversion_module.write_with_metadata
+
+    def corrupted(file, content, metadata):
+        """Writes the file with another kernel in the stem."""
         kernel = net.get_layer("stem").get_weights()[0].transpose(3, 0, 1, 2)
         # In the file the batch norm is folded into it, so look for it by its size.
         for tensor, buffer in _buffers(content):
             if tensor.ShapeAsNumpy().tolist() == list(kernel.shape):
                 buffer *= factor
-                return bytes(buffer.base_content)
+                return write(file, bytes(buffer.base_content), metadata)
         raise AssertionError("no stem in the file")
 
-    monkeypatch.setattr(conversion_module, "with_metadata", corrupted)
+    monkeypatch.setattr(conversion_module, "write_with_metadata", corrupted)
     with pytest.raises(ConversionError, match="does not do what the model does") as raised:
         convert(net, path, verification=images)
     assert not raised.value.verification.drift <= LIMITS["float32"].drift

@@ -19,7 +19,7 @@ from kapps.tflite.file_facts import (
     variant,
 )
 from kapps.tflite.file_facts import float_operations as in_float
-from kapps.tflite.overview import read_overview, write_overview
+from kapps.tflite.report import read_overview, write_overview
 
 
 def _graph(*operations, weights=("INT8",), names=""):

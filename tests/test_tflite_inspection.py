@@ -187,8 +187,19 @@ def test_the_oldest_runtime_is_what_the_converter_notes(name, inspections):
     """It has a table of its own, in C++."""
     inspection = inspections[name]
     noted = inspection.min_runtime_version.removesuffix(".0")
+    assert newest([op.oldest_runtime for op in inspection.operations]) == noted
     assert inspection.oldest_runtime == noted
     assert inspection.unknown_age == ()
+
+
+@pytest.mark.parametrize(
+    ("note", "expected"),
+    [("", "1.15"), ("1.5.0", "1.15"), ("2.99.0", "2.99"), ("99", "1.15"), ("x" * 16, "1.15")],
+)
+def test_the_note_and_what_is_known_of_the_operations(note, expected, inspections):
+    inspection = dataclasses.replace(inspections["int8"], min_runtime_version=note)
+    assert inspection.oldest_runtime == expected
+    assert f"loads on    TensorFlow Lite {expected} or newer" in str(inspection)
 
 
 def test_runtimes():
@@ -304,7 +315,7 @@ def test_the_program(files, tmp_path):
     assert f"\n{files['float']}\n" in answer.stdout
     bad = tmp_path / "bad.tflite"
     bad.write_text("hello")
-    answer = _run("--json", files["int8"], bad)
+    answer = _run("--json=-", files["int8"], bad)
     assert answer.returncode == 2
     assert answer.stderr == (
         f"kapps-inspect: error: {bad} is no .tflite file: it lacks the identifier TFL3\n"

@@ -5,15 +5,17 @@ https://github.com/google-ai-edge/mediapipe/blob/master/mediapipe/tasks/metadata
 
 from __future__ import annotations
 
+import hashlib
 import struct
 
 import flatbuffers
+import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from kapps.tflite import Metadata
-from kapps.tflite.metadata import BUFFER_NAME, with_metadata
+from kapps.tflite.metadata import BUFFER_NAME, weights_sha256, with_metadata
 
 RGB, GRAYSCALE = 1, 2  # enum ColorSpaceType
 
@@ -76,3 +78,13 @@ def test_the_image_and_the_scores_are_described(channels, color):
         assert [tensor.table(5).float_of_vector(slot) for slot in (0, 1)] == [largest, 0.0]
     labels = scores.first(6)
     assert labels.number(2, "b") == 2  # enum AssociatedFileType: TENSOR_AXIS_LABELS
+
+
+def test_anyone_can_compute_the_sum_of_weights_in_memory():
+    """Dimensions and values, little-endian, as the docstring has it: here byte by byte."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.set_weights([np.array([[1.0], [-2.0]], "float32"), np.array([0.5], "float32")])
+    kernel = "0200000000000000 0200000000000000 0100000000000000 0000803f 000000c0"
+    bias = "0100000000000000 0100000000000000 0000003f"
+    expected = hashlib.sha256(bytes.fromhex(kernel + bias)).hexdigest()
+    assert weights_sha256(model) == (expected, "")

@@ -1,11 +1,14 @@
-"""1,000 damaged and 1,000 crafted files through inspection, comparison and benchmark.
+"""Damaged and crafted files through inspection, comparison and benchmark.
 
-No file may end or hang this process, and each that is refused gets one line that names it.
+No file may end or hang this process, and each that is refused gets one line that names it. There
+are 500 of them, always the same, and each night 2,000 others.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import secrets
 
 import numpy as np
 import pytest
@@ -21,13 +24,15 @@ from kapps.tflite.measurement.benchmark import table
 _TIME_LIMIT = 8.0  # seconds a file; a sound one takes 0.01
 
 
-def _files(bases, folder, each):
+def _files(bases, folder, each, seed=0):
     """`each` mutants of either sort, half of them of each base, as files."""
     files = []
     for number, base in enumerate(bases):
         content = base.read_bytes()
         for mutants in (byte_mutants, structure_mutants):
-            for index, (way, mutant) in enumerate(mutants(content, each // len(bases), number)):
+            for index, (way, mutant) in enumerate(
+                mutants(content, each // len(bases), seed + number)
+            ):
                 path = folder / f"{mutants.__name__}-{number}-{index}-{way}.tflite"
                 path.write_bytes(mutant)
                 files.append(path)
@@ -50,7 +55,7 @@ def few(bases, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(bases, tmp_path_factory):
-    return _files(bases, tmp_path_factory.mktemp("many"), 1000)
+    return _files(bases, tmp_path_factory.mktemp("many"), 250)
 
 
 def _inspect(files, folder):
@@ -106,6 +111,16 @@ def test_all_bad_files(task, many, tmp_path, record_property):
     _check(many, task(many, tmp_path), record_property)
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("task", _TASKS)
+def test_other_bad_files_each_night(task, bases, tmp_path, record_property):
+    seed = int(os.environ.get("KAPPS_SEED") or secrets.randbits(32))
+    print(f"KAPPS_SEED={seed}")  # shown if it fails; this variable makes the same files again
+    record_property("seed", seed)
+    files = _files(bases, tmp_path, 1000, seed)
+    _check(files, task(files, tmp_path), record_property)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sort", ["byte_mutants", "structure_mutants"])
 def test_accepted_mutants_through_the_whole_of_it(sort, few, record_property):
@@ -119,8 +134,8 @@ def test_accepted_mutants_through_the_whole_of_it(sort, few, record_property):
     ]
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype="uint8")
     model, refused = small_net(), 0
-    sample = accepted[:20]
-    assert len(sample) > 5
+    sample = accepted[:6]
+    assert len(sample) == 6
     for path in sample:
         for work in (
             lambda path: compare_layers(model, path, image, time_limit=_TIME_LIMIT).table(),

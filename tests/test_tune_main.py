@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,17 +44,28 @@ def run(tmp_path_factory):
     del _registry._BUILDERS["TinyNet"]
 
 
-def test_pruned_and_quantized(run, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def tuned(run, tmp_path_factory):
+    """That run pruned and made quantization-aware: how, what came of it, and what it said."""
+    folder = tmp_path_factory.mktemp("tuned")
+    config = tuning_run.TuneConfig(
+        str(run), str(folder), prune=0.5, quantize_aware=True, epochs=2, learning_rate=0.01
+    )
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        result = tuning_run.tune(config)
+    return config, result, said.getvalue()
+
+
+def test_pruned_and_quantized(tuned, tmp_path, capsys):
     from kapps.tflite import Runner, read_metadata, tuning
 
-    config = tuning_run.TuneConfig(
-        str(run), str(tmp_path), prune=0.5, quantize_aware=True, epochs=2, learning_rate=0.01
-    )
-    result = tuning_run.tune(config)
-    assert "TinyNet quantize_aware epoch 2: loss" in capsys.readouterr().err
+    config, result, said = tuned
+    assert "TinyNet quantize_aware epoch 2: loss" in said
     phases = [(row["phase"], row["epoch"]) for row in result.history]
     assert phases == [(phase, i) for phase in ("prune", "quantize_aware") for i in (1, 2)]
     assert result.sparsity == pytest.approx(0.5, abs=0.02)
+    shutil.copytree(config.workdir, tmp_path, dirs_exist_ok=True)
+    config = dataclasses.replace(config, workdir=str(tmp_path))
     loaded = load_run(tmp_path)
     assert tuning.sparsity(loaded.model) == result.sparsity
     assert Runner(tmp_path / "model.tflite").input_quantization == (1.0, 0)
@@ -70,7 +84,8 @@ def test_pruned_and_quantized(run, tmp_path, capsys):
     )
     assert again.top1 == result.restored
 
-    assert tuning_run.tune(config) == result
+    weights_here = str(tmp_path / "weights.safetensors")
+    assert tuning_run.tune(config) == dataclasses.replace(result, weights=weights_here)
     assert "is finished" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"holds another run: prune was 0.5 and is 0.6"):
         tuning_run.tune(dataclasses.replace(config, prune=0.6))
@@ -79,17 +94,16 @@ def test_pruned_and_quantized(run, tmp_path, capsys):
         tuning_run.tune(config)
 
 
-def test_going_on_gives_the_same_as_never_stopping(run, tmp_path, monkeypatch):
-    one, other = tmp_path / "one", tmp_path / "other"
-    config = tuning_run.TuneConfig(str(run), str(one), quantize_aware=True, epochs=2)
-    whole = tuning_run.tune(config, progress=False)
+def test_going_on_gives_the_same_as_never_stopping(tuned, tmp_path):
+    config, whole, _ = tuned
+    one, other = Path(config.workdir), tmp_path / "other"
     shutil.copytree(one, other)
     for file in ("result.json", "weights.safetensors", "model.tflite"):
         (other / file).unlink()
     for file in (other / "checkpoints" / "quantize_aware").glob("ckpt-2.*"):
         file.unlink()
     resumed = tuning_run.tune(dataclasses.replace(config, workdir=str(other)), progress=False)
-    assert resumed.tuned == whole.tuned and len(resumed.history) == 2
+    assert resumed.tuned == whole.tuned and len(resumed.history) == 4
     for old, new in zip(
         load_run(one).model.get_weights(), load_run(other).model.get_weights(), strict=True
     ):

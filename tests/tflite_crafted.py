@@ -64,14 +64,22 @@ def crafted_file(
     return bytes(builder.Output())
 
 
-def crafted_sine() -> bytes:
+def crafted_sine(*, kernel: int = 5, scale: float = 1.0) -> bytes:
     """An int8 classifier, as the converter leaves a layer without an integer form: in float.
 
     CONV_2D of an image of 4 x 4 pixels, DEQUANTIZE, SIN, QUANTIZE, RESHAPE to 16 classes.
+
+    Args:
+        kernel: the weights of the convolution.
+        scale: of the integers that the sine becomes.
     """
     model, graph = schema.ModelT(), schema.SubGraphT()
     model.version = 3
-    constants = [[5] * 3, [0, 0, 0, 0], [1, 0, 0, 0, 16, 0, 0, 0]]  # kernel, bias, shape: as bytes
+    constants = [
+        [kernel] * 3,
+        [0, 0, 0, 0],
+        [1, 0, 0, 0, 16, 0, 0, 0],
+    ]  # kernel, bias, shape: as bytes
     model.buffers = [schema.BufferT() for _ in range(1 + len(constants))]
     for buffer, content in zip(model.buffers[1:], constants, strict=True):
         buffer.data = np.array(content, "uint8")
@@ -91,7 +99,8 @@ def crafted_sine() -> bytes:
         tensor.name = name
         if kind == "INT8" or name == "bias":
             parameters = tensor.quantization = schema.QuantizationParametersT()
-            parameters.scale, parameters.zeroPoint = [1.0], [-128 if name == "image" else 0]
+            parameters.scale = [scale if name in ("quantized", "scores") else 1.0]
+            parameters.zeroPoint = [-128 if name == "image" else 0]
         graph.tensors = [*(graph.tensors or []), tensor]
     for number in range(3):
         graph.tensors[6 + number].buffer = 1 + number

@@ -5,8 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tflite_net
 from sklearn.datasets import load_digits
 from tflite_net import LABELS, small_net
+from trained import trained_once
 
 from kapps.tflite import QUANTIZATIONS, convert
 
@@ -25,12 +27,14 @@ def digits():
 @pytest.fixture(scope="session")
 def net(digits):
     """The small network, trained: some 97 % of the held-out digits."""
+
+    def train(model):
+        rate = keras.optimizers.schedules.CosineDecay(0.01, decay_steps=12 * 45)
+        model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
+        model.fit(*digits[0], batch_size=32, epochs=12, verbose=0)  # 45 steps each
+
     keras.utils.set_random_seed(0)
-    model = small_net()
-    rate = keras.optimizers.schedules.CosineDecay(0.01, decay_steps=12 * 45)
-    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
-    model.fit(*digits[0], batch_size=32, epochs=12, verbose=0)  # 45 steps each
-    return model
+    return trained_once(small_net(), train, __file__, tflite_net.__file__)
 
 
 @pytest.fixture(scope="session")

@@ -6,22 +6,22 @@ The file is not trusted: it runs in a child process.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kapps._errors import InputError
-from kapps._files import atomic_write
 from kapps.tflite import child
 from kapps.tflite.child import one_line
+from kapps.tflite.measurement.latency import existing, identity
+from kapps.tflite.results import Count, Name, Sha256, Share, checked, read_json
+from kapps.tools.json_files import write_json
 
 FORMAT = "kapps_accuracy"
 """The field that marks a file of results, and holds its version."""
@@ -48,16 +48,16 @@ class Accuracy:
         top5: whose class is among the five most probable ones.
     """
 
-    model: str
-    variant: str
-    file: str
-    sha256: str
-    size_bytes: int
-    dataset: str
-    split: str
-    images: int
-    top1: float
-    top5: float
+    model: Name
+    variant: Name
+    file: Name
+    sha256: Sha256
+    size_bytes: Count
+    dataset: Name
+    split: Name
+    images: Count
+    top1: Share
+    top5: Share
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def describe(path: str | os.PathLike[str], *, time_limit: float = 60.0) -> Descr
     Raises:
         InputError: it is no such file, or it kills the interpreter.
     """
-    path = _existing(path)
+    (path,) = existing([path])
     request = {"path": str(path.resolve()), "stem": path.stem, "threads": 1}
     found = child.run("accuracy_task", request, time_limit=time_limit)
     shape = found["input_shape"]
@@ -142,9 +142,9 @@ def evaluate_file(
     Raises:
         InputError: no images, or images that the file does not take, or it kills the interpreter.
     """
-    path = _existing(path)
+    path = Path(path)
+    digest, size_bytes = identity(path)  # now: a build may replace it meanwhile
     description = description or describe(path)
-    content = path.read_bytes()
     right1 = right5 = total = 0
     for images, labels in _chunks(batches):
         if labels.max() >= description.classes:
@@ -172,8 +172,8 @@ def evaluate_file(
         model=one_line(model or "") or description.name,
         variant=one_line(variant or "") or description.variant,
         file=one_line(path.name) or "?",
-        sha256=hashlib.sha256(content).hexdigest(),
-        size_bytes=len(content),
+        sha256=digest,
+        size_bytes=size_bytes,
         dataset=one_line(dataset),
         split=one_line(split),
         images=total,
@@ -184,8 +184,12 @@ def evaluate_file(
 
 def write_accuracy(accuracy: Accuracy, path: str | os.PathLike[str]) -> None:
     """Writes it as JSON, for `kapps-report`."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({FORMAT: _VERSION} | asdict(accuracy), indent=2) + "\n")
+    write_json(path, to_values(accuracy))
+
+
+def to_values(accuracy: Accuracy) -> dict[str, Any]:
+    """As JSON, with the field that marks it."""
+    return {FORMAT: _VERSION, **asdict(accuracy)}
 
 
 def read_accuracy(path: str | os.PathLike[str]) -> Accuracy:
@@ -194,16 +198,8 @@ def read_accuracy(path: str | os.PathLike[str]) -> Accuracy:
     Raises:
         InputError: no such file, or not of this format; the message names the field.
     """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(_MAX_RESULT_BYTES + 1)
-        if len(text) > _MAX_RESULT_BYTES:
-            raise InputError(f"{path} is too large for a result of kapps-evaluate")
-        values = json.loads(text)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
+    kind = "result of kapps-evaluate"
+    values = read_json(path, most_bytes=_MAX_RESULT_BYTES, kind=kind)
     return parse_accuracy(values, path)
 
 
@@ -217,41 +213,13 @@ def parse_accuracy(values: Any, path: str | os.PathLike[str]) -> Accuracy:
         raise InputError(
             f"{path} is no result of kapps-evaluate --tflite: expected {FORMAT!r}: {_VERSION}"
         )
-    checks: dict[str, Callable[[Any], bool]] = {
-        "str": _is_line,
-        "int": lambda value: type(value) is int and value > 0,
-        "float": lambda value: type(value) in (int, float) and 0 <= value <= 1,  # nan is not
-    }
-    kept: dict[str, Any] = {}
-    for field in fields(Accuracy):
-        value = values.get(field.name)
-        if not checks[str(field.type)](value):
-            raise InputError(f"{path}: {field.name!r} is {value!r:.60}, not a valid {field.type}")
-        kept[field.name] = value
-    if not re.fullmatch("[0-9a-f]{64}", kept["sha256"]):
-        raise InputError(f"{path}: 'sha256' is {kept['sha256']!r:.60}, not 64 hexadecimal digits")
-    return Accuracy(**kept)
-
-
-def _is_line(value: Any) -> bool:
-    """Whether it is a line of text that a table and a picture can show."""
-    return (
-        isinstance(value, str)
-        and bool(value.strip())
-        and len(value) <= 1000
-        and value.isprintable()
-    )
+    named = {name: value for name, value in values.items() if name != FORMAT}
+    return checked(named, Accuracy, str(path))
 
 
 def _tell(progress: Callable[[int], object], before: int, message: Mapping[str, Any]) -> None:
     if "done" in message:
         progress(before + message["done"])
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    if not Path(path).is_file():
-        raise InputError(f"no such file: {path}")
-    return Path(path)
 
 
 def _chunks(

@@ -10,7 +10,6 @@ error alone. The second one says which layer is to blame.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tempfile
@@ -24,25 +23,17 @@ import numpy as np
 from keras import layers
 
 from kapps._errors import InputError
-from kapps.tflite import child
+from kapps.tflite import tables
+from kapps.tflite.file_comparison import LIMITS, real_values, run_on_images, share
 from kapps.tflite.file_facts import TUNED
 from kapps.tflite.metadata import Metadata, pixels_to_input
 from kapps.tflite.passes import run_passes
 from kapps.tflite.passes.graph import rebuild
 
-# The largest own error of a layer that is still sound. Beside it the worst that was seen with sound
-# files: MobileNetV2, MobileNetV3Large, ShuffleNet, ShuffleNetV2_x0_5 and EfficientNetB0 at 64 px,
-# trained on `digits` to 0.98 and more; and the small network of the tests.
-LIMITS = {
-    #                   seen
-    "float32": 0.001,  # 0.000007
-    "float16": 0.02,  #  0.0005
-    "dynamic": 0.2,  #   0.018
-    "int8": 0.2,  #      0.039; where an outlier takes the range, 0.5 (EfficientNetB0's gates) and
-    #                    0.92 (MobileNetV3Large at 2 x 2 pixels), at no loss of accuracy
-    "int16x8": 0.05,  #  0.0091
-}
-
+_HEADER = (
+    *("layer", "kind", "operation"),
+    *("own error", "dB", "error", "saturated", "scale", "zero"),
+)
 
 StandsFor = dict[str, tuple[str, "np.ndarray | float"]]
 """See `quantized_graph.stands_for`."""
@@ -137,34 +128,25 @@ class Comparison:
 
     def table(self) -> str:
         """The layers, worst first, as text of fixed columns."""
-        width = max([len(e.layer) for e in self.layers] + [5])
-        lines = [
-            f"{'layer':{width}}  {'kind':>20}  {'operation':>18}  {'own error':>9}  {'dB':>5}  "
-            f"{'error':>9}  {'saturated':>9}  {'scale':>10}  {'zero':>5}"
+        rows = [
+            [
+                *(e.layer, e.kind, e.operation),
+                *(f"{e.own_error:.2g}", f"{e.sqnr:.1f}", f"{e.error:.2g}", f"{e.saturated:.1%}"),
+                "" if e.scale is None else f"{e.scale:.4g}",
+                "" if e.zero_point is None else str(e.zero_point),
+            ]
+            for e in self.worst_first
         ]
-        for e in self.worst_first:
-            scale = "" if e.scale is None else f"{e.scale:.4g}"
-            zero_point = "" if e.zero_point is None else str(e.zero_point)
-            lines.append(
-                f"{e.layer:{width}}  {e.kind[:20]:>20}  {e.operation[:18]:>18}  {e.own_error:9.2g}"
-                f"  {e.sqnr:5.1f}  {e.error:9.2g}  {e.saturated:9.1%}  {scale:>10}  {zero_point:>5}"
-            )
-        return "\n".join(lines)
+        return tables.aligned(_HEADER, rows, right=range(3, 9))
 
     def figures(self) -> dict[str, Any]:
-        """As JSON, which has no infinity and no not-a-number: null stands for them."""
+        """What a program writes as JSON; worst layer first."""
         return {
             "quantization": self.quantization,
             "images": self.images,
             "agrees": self.agrees,
             "parts_at": self.parts_at and self.parts_at.layer,
-            "layers": [
-                {
-                    key: None if isinstance(value, float) and not math.isfinite(value) else value
-                    for key, value in asdict(error).items()
-                }
-                for error in self.worst_first
-            ],
+            "layers": [asdict(error) for error in self.worst_first],
         }
 
 
@@ -196,10 +178,7 @@ def compare_layers(
         )
     with tempfile.TemporaryDirectory(prefix="kapps-") as name:
         folder = Path(name)
-        np.savez(folder / "images.npz", images=images)
-        answer = child.run(
-            "comparison_task", {"file": os.fspath(path), "folder": name}, time_limit=time_limit
-        )
+        answer = run_on_images(path, images, folder, time_limit=time_limit)
         quantization = answer["quantization"]
         # What the app does to the pixels is in the graph of neither the file nor the model.
         said = Metadata("", (), mean=tuple(answer["mean"]), std=tuple(answer["std"]))
@@ -392,8 +371,7 @@ def _add(
         if tensor["scale"] is not None:
             limits = np.iinfo(value.dtype)
             ends[name] = (value == limits.min, value == limits.max)
-            value = (value.astype("float32") - tensor["zero_point"]) * tensor["scale"]
-        value = value.astype("float32").reshape(expected[name].shape)
+        value = real_values(saved, tensor).reshape(expected[name].shape)
         actual[name] = value * np.float32(tensor["factor"])
         taps[name].forced = keras.ops.convert_to_tensor(actual[name])
     tapped(pixels, training=False)
@@ -419,17 +397,10 @@ def _layer_error(layer: keras.Layer, tensor: dict[str, Any], total: _Sum) -> Lay
         operation=tensor["operation"],
         tensor=tensor["name"],
         shape=tuple(tensor["shape"]),
-        error=_share(total.error, total.expected),
-        own_error=_share(total.own_error, total.expected_own),
-        largest=_share(total.largest**2 * total.count, total.expected_own),
+        error=share(total.error, total.expected),
+        own_error=share(total.own_error, total.expected_own),
+        largest=share(total.largest**2 * total.count, total.expected_own),
         scale=tensor["scale"],
         zero_point=tensor["zero_point"],
         saturated=total.saturated / total.count,
     )
-
-
-def _share(error: float, expected: float) -> float:
-    """Of two sums of squares, as a share of the root mean square."""
-    if error == 0:
-        return 0.0
-    return float(np.sqrt(error / expected)) if expected else float("inf")

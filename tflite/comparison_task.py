@@ -56,8 +56,8 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
         raise InputError(f"{file} is no image classifier: expected one image in, one output")
     if tuple(inputs[0]["shape"]) != (1, *images.shape[1:]):
         raise InputError(
-            f"{file} takes images of shape {_shape(inputs[0])}, the model {images.shape[1:]}: "
-            "compare it with the model that it was converted from"
+            f"{file} takes images of shape {_shape(inputs[0])}, not {[1, *images.shape[1:]]}: "
+            "compare it with the model that it was converted from, or with a file for such images"
         )
     details = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
     computed: dict[int, str] = {}

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,14 +27,15 @@ from kapps import _hub
 from kapps._errors import InputError, unknown
 from kapps._files import atomic_write, sha256
 from kapps.tflite import file_facts
+from kapps.tflite.classifier import as_classifier
 from kapps.tflite.comparison import layers_in
-from kapps.tflite.images import check_images, check_pixels
+from kapps.tflite.images import check_images, check_pixels, weaknesses
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.interpreter import operations as _operations
-from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, with_metadata
-from kapps.tflite.passes import remove_auxiliary_heads, run_passes
-from kapps.tflite.passes.graph import rebuild
-from kapps.tflite.verification import Verification, verify
+from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, write_with_metadata
+from kapps.tflite.passes import run_passes
+from kapps.tflite.passes.graph import in_float32, rebuild, sharing_weights
+from kapps.tflite.verification import Verification, probabilities, verify_against
 
 Quantization = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 """float16: weights of 16 bits, float arithmetic. dynamic: weights of 8 bits, activations quantized
@@ -70,6 +72,7 @@ class Conversion:
     float_operations: tuple[str, ...] = ()
 
 
+@in_float32()
 def convert(
     model: keras.Model,
     path: str | os.PathLike[str],
@@ -77,13 +80,15 @@ def convert(
     quantization: Quantization = "float32",
     calibration: np.ndarray | None = None,
     verification: np.ndarray | None = None,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | Mapping[str, int] | None = None,
     io: IO | None = None,
     name: str | None = None,
     description: str = "",
     author: str = "",
     licence: str = "",
     weights: str | os.PathLike[str] | kapps.PublishedWeights | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> Conversion:
     """Writes `model` as a .tflite file for LiteRT, Android and MediaPipe.
 
@@ -93,15 +98,18 @@ def convert(
     refuses models for gray images: convert `rgb_input(model)` for it.
 
     Args:
-        model: a functional image classifier of fixed input size that ends in a softmax; or the
-            `tf_keras` model that quantize_aware returned, trained.
+        model: a functional image classifier of fixed input size that ends in a softmax, or in one
+            unit with a sigmoid, which becomes two classes, 1 - p and p; of any dtype policy, the
+            file's arithmetic is that of `quantization`. Or the `tf_keras` model that
+            quantize_aware returned, trained.
         path: where the file goes; one that is there is replaced only once the new one is verified.
         quantization: see `Quantization`.
         calibration: for int8 and int16x8: real images (n, height, width, channels), RGB in 0..255,
             uint8 or float, of the kind that the model will see: 100 to 500 of the training set.
             Where the model has been trained, images of another range or channel order are refused.
         verification: real images for the check, preferably held out; by default `calibration`.
-        labels: the name of each class, in the order of the outputs; "0", "1", ... by default.
+        labels: the name of each class, in the order of the outputs, or by name the index of its
+            output, as Keras's `class_indices`; "0", "1", ... by default.
         io: the type of input and output: for int8 "uint8" (default), "int8" (which MediaPipe
             refuses) or "float32"; for int16x8 "float32" (default) or "int16"; otherwise "float32".
         name: the name in the metadata, by default that of the model.
@@ -112,6 +120,15 @@ def convert(
         weights: the file that the model's weights were loaded from, or `model.kapps_weights` if
             they are published ones, unchanged: the metadata gets its name and SHA-256. By default
             it gets that of the weights in memory, see `weights_sha256`.
+        mean: for a model that was trained on images normalized outside of it, `(pixels - mean) /
+            std`: a number of 0..255, or one a channel, 0 by default. The file normalizes then, and
+            takes pixels in 0..255 like any other; so do the model's calibration and check here.
+        std: the other half: 255 for a model trained on `pixels / 255`; for one trained on
+            `pixels / 127.5 - 1` mean and std are 127.5.
+
+    Warns:
+        UserWarning: the file agrees with the model, and that says little: few images, or noise;
+            probabilities that hardly vary, or are certain where nothing tells the model's range.
 
     Raises:
         InputError: an argument does not fit, or the model needs an operation that is not built in.
@@ -125,28 +142,36 @@ def convert(
         )
     whole, tuned = model, _is_tuned(model)
     if not tuned:
-        model = remove_auxiliary_heads(model)
-    shape = _image_shape(model)
-    labels = check_labels(
-        [str(i) for i in range(model.output_shape[-1])] if labels is None else labels,
-        model.output_shape[-1],
-    )
+        with sharing_weights():
+            model = as_classifier(model, mean, std)
+        if quantization in _CALIBRATED:
+            _check_no_loop(model, quantization)
+    elif (mean, std) != (None, None):
+        raise InputError(
+            "mean and std belong to the Keras 3 model: a tuned one normalizes its images as the "
+            "model that it was made of"
+        )
+    shape, classes = model.input_shape[1:], model.output_shape[-1]
+    labels = check_labels([str(i) for i in range(classes)] if labels is None else labels, classes)
+    images: dict[str, np.ndarray] = {}
     if calibration is not None:
-        calibration = check_images(calibration, "calibration", shape)
+        images["calibration"] = check_images(calibration, "calibration", shape)
     elif quantization in _CALIBRATED and not tuned:
         raise InputError(
             f"{quantization} needs calibration images: pass a few hundred of the training set"
         )
-    if verification is not None:
-        verification = check_images(verification, "verification", shape)
-    elif calibration is not None:
-        verification = calibration
-    else:
+    if verification is not None and verification is not calibration:
+        images["verification"] = check_images(verification, "verification", shape)
+    if not images:
         raise InputError("pass real images, as `verification`, to check the converted file on")
+    calibration, verification = images.get("calibration"), list(images.values())[-1]
     if not tuned:
-        for images, what in ((calibration, "calibration"), (verification, "verification")):
-            if images is not None and not (what == "verification" and images is calibration):
-                check_pixels(model, images, what)
+        for what, values in images.items():
+            check_pixels(model, values, what, normalized=(mean, std) != (None, None))
+    expected = probabilities(model, verification)
+    for weakness in weaknesses(None if tuned else model, images, expected):
+        # Behind this function and its decorator is whoever chose the images.
+        warnings.warn(f"weak check: {weakness}", stacklevel=3)
 
     if isinstance(weights, kapps.PublishedWeights):
         digest, source = sha256(_hub.fetch(weights)), weights.file_name
@@ -168,8 +193,11 @@ def convert(
             content = _convert_tuned(model, quantization, io)
         else:
             content = _convert(model, quantization, io, calibration)
-        temporary.write_bytes(with_metadata(content, metadata))
-        figures = verify(model, temporary, verification, quantization, where=str(path))
+        floats = _float_operations(content, model) if quantization in _CALIBRATED else ()
+        with open(temporary, "wb+") as file:
+            write_with_metadata(file, content, metadata)
+        del content  # of hundreds of MiB
+        figures = verify_against(expected, model, temporary, verification, quantization, str(path))
         if quantization == "int8" and io != "float32":
             scale, zero_point = Runner(temporary).input_quantization
             if (scale, zero_point) != (1.0, -128 if io == "int8" else 0):
@@ -177,7 +205,6 @@ def convert(
                     f"input quantized with {scale=}, {zero_point=}, not as raw bytes"
                 )
     path = Path(path)
-    floats = _float_operations(content, model) if quantization in _CALIBRATED else ()
     return Conversion(path, quantization, io, path.stat().st_size, figures, floats)
 
 
@@ -222,23 +249,14 @@ def check_quantization(quantization: Quantization, io: IO | None) -> IO:
     return io
 
 
-def _image_shape(model: keras.Model) -> tuple[int, int, int]:
-    shape = getattr(model, "input_shape", None)  # absent on unbuilt and on subclassed models
-    output = getattr(model, "output_shape", None)  # of several outputs it is no tuple
-    if not isinstance(shape, tuple) or not isinstance(output, tuple):
-        shape, output = (), ()
-    if len(shape) != 4 or len(output) != 2:
-        name = getattr(model, "name", model)
-        raise InputError(
-            f"model {name!r} is no image classifier: expected a functional model from "
-            "(batch, height, width, channels) to (batch, classes)"
-        )
-    if None in shape[1:]:
-        raise InputError(
-            f"model {model.name!r} takes images of any size, a file has one: build it with "
-            "input_shape=(height, width, channels)"
-        )
-    return shape[1:]
+def _check_no_loop(model: keras.Model, quantization: str) -> None:
+    """TensorFlow's calibrator, which runs the file, dies of a loop in it, and takes all with it."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, (layers.RNN, layers.Bidirectional)):
+            raise InputError(
+                f"layer {layer.name!r} ({type(layer).__name__}) is a loop, which TensorFlow Lite "
+                f"cannot calibrate for {quantization}; use float32, float16 or dynamic"
+            )
 
 
 def _convert(
@@ -250,9 +268,10 @@ def _convert(
 
     from kapps.tflite.converter import converted, make_converter
 
-    model = run_passes(model, quantization=quantization)
-    if quantization == "int16x8":
-        model = _without_hard_swish(model)
+    with sharing_weights():
+        model = run_passes(model, quantization=quantization)
+        if quantization == "int16x8":
+            model = _without_hard_swish(model)
     converter, function = make_converter(model, [variable.value for variable in model.variables])
     if quantization != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from kapps._errors import InputError
-from kapps._files import atomic_write
 from kapps.tflite import accuracy, source
 from kapps.tflite.accuracy import Accuracy
 from kapps.tools import data, pipeline, runs, training
@@ -158,13 +157,9 @@ def line(result: Result) -> str:
     return f"{result.model} {of}, loss {result.loss:.4f}, {result.images} images"
 
 
-def write(result: Result, path: str) -> None:
-    """Writes the figures as JSON."""
-    if isinstance(result, Accuracy):
-        accuracy.write_accuracy(result, path)
-        return
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
+def figures(result: Result) -> dict[str, Any]:
+    """What a program writes as JSON; that of a .tflite file `kapps-report` reads."""
+    return accuracy.to_values(result) if isinstance(result, Accuracy) else asdict(result)
 
 
 def _evaluate(

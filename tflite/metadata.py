@@ -17,7 +17,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -114,14 +114,24 @@ def pixels_to_input(
     return value.astype(dtype)
 
 
-def check_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
+def check_labels(labels: Sequence[str] | Mapping[str, int], classes: int) -> tuple[str, ...]:
     """The labels as a tuple, one a class, in the order of the model's outputs.
+
+    Args:
+        labels: in that order; or by label the index of its output, as Keras's `class_indices`.
+        classes: how many outputs the model has.
 
     Raises:
         InputError: not one label a class, or a label that the one-a-line file cannot hold.
     """
     if isinstance(labels, str):
         raise InputError("labels: expected a list of strings, one a class, got a single string")
+    if isinstance(labels, Set):
+        raise InputError(
+            "labels: a set has no order; expected a list of strings, in the order of the outputs"
+        )
+    if isinstance(labels, Mapping):
+        labels = _by_index(labels)
     labels = tuple(labels)
     for index, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip() or len(label.splitlines()) != 1:
@@ -129,6 +139,17 @@ def check_labels(labels: Sequence[str], classes: int) -> tuple[str, ...]:
     if len(labels) != classes:
         raise InputError(f"labels: {len(labels)} labels for a model of {classes} classes")
     return labels
+
+
+def _by_index(labels: Mapping[str, int]) -> list[str]:
+    indices = list(labels.values())
+    whole = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in indices)
+    if not whole or sorted(indices) != list(range(len(indices))):
+        raise InputError(
+            "labels: expected a dict of the index of each label's output, from 0 on and without "
+            f"gaps, got the values {', '.join(repr(i) for i in indices[:8])}"
+        )
+    return sorted(labels, key=lambda label: labels[label])
 
 
 def weights_sha256(model: Any, path: str | os.PathLike[str] | None = None) -> tuple[str, str]:
@@ -164,6 +185,16 @@ def with_metadata(model: bytes, metadata: Metadata) -> bytes:
     Raises:
         InputError: no .tflite file, or one that carries metadata already.
     """
+    output = io.BytesIO()
+    write_with_metadata(output, model, metadata)
+    return output.getvalue()
+
+
+def write_with_metadata(file: IO[bytes], model: bytes, metadata: Metadata) -> None:
+    """As `with_metadata`, into an empty file that is open for reading and writing.
+
+    Nothing of the model is copied in memory, where it may be of hundreds of MiB.
+    """
     root = _root(model, "the model")
     if _metadata_bytes(root) is not None:
         raise InputError("the model already carries metadata; add it to a freshly converted one")
@@ -173,7 +204,10 @@ def with_metadata(model: bytes, metadata: Metadata) -> bytes:
     files = {LABEL_FILE: "".join(f"{label}\n" for label in metadata.labels)}
     if metadata.weights_sha256:
         files[WEIGHTS_FILE] = f"{metadata.weights_sha256}  {metadata.weights_name or '-'}\n"
-    return _with_files(_with_buffer(model, root, payload), files)
+    file.write(_head(root, payload))
+    file.write(model)
+    file.write(bytes(-len(model) % 16))
+    _append_files(file, files)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
@@ -247,20 +281,18 @@ def _metadata_bytes(root: Any) -> bytes | None:
     return None
 
 
-def _with_buffer(model: bytes, root: Any, payload: bytes) -> bytes:
-    """The model with one more buffer and metadata entry.
+def _head(root: Any, payload: bytes) -> bytes:
+    """What goes in front of a model to give it one more buffer and metadata entry.
 
     The old file stays as it is, as the tail of the new one. A flatbuffer is written back to front
     and its references are relative and point forward, so a new root in front can refer to
-    everything in the old file. Hence no weight is copied through Python objects, and as the tail
-    moves by a multiple of 16 bytes, all weights stay aligned, as XNNPACK needs them.
+    everything in the old file. Hence no weight is copied, and as the head is a multiple of 16 bytes
+    long, all weights stay aligned, as XNNPACK needs them.
     """
-    tail = model + bytes(-len(model) % 16)
-    builder = flatbuffers.Builder(len(tail) + len(payload) + 65536)
-    builder.CreateByteVector(tail)
+    builder = flatbuffers.Builder(len(payload) + 65536)
 
     def old(position: int) -> int:
-        return len(tail) - position  # the builder counts from the end of the file
+        return -position  # the builder counts from its end, where the old file begins
 
     name = builder.CreateString(BUFFER_NAME)
     data = _aligned_bytes(builder, payload)
@@ -302,17 +334,14 @@ def _aligned_bytes(builder: flatbuffers.Builder, data: bytes) -> int:
     return builder.EndVector()
 
 
-def _with_files(model: bytes, files: dict[str, str]) -> bytes:
+def _append_files(file: IO[bytes], files: dict[str, str]) -> None:
     # The file starts with the model, so offsets in the archive count from the model's first byte;
     # stored, not deflated, because the readers map it. The date is fixed: same input, same bytes.
-    output = io.BytesIO()
-    output.write(model)
-    with zipfile.ZipFile(output, "a", compression=zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(file, "a", compression=zipfile.ZIP_STORED) as archive:
         for name, text in files.items():
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             info.external_attr = 0o644 << 16
             archive.writestr(info, text)
-    return output.getvalue()
 
 
 def _read_member(file: IO[bytes], name: str) -> str:

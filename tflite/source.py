@@ -11,7 +11,7 @@ import numpy as np
 import kapps
 from kapps._errors import InputError
 from kapps.tflite import keras_file
-from kapps.tflite.conversion import _image_shape as image_shape
+from kapps.tflite.classifier import image_shape
 from kapps.tools import data, pipeline, runs
 from kapps.tools.network import build_network
 
@@ -164,10 +164,19 @@ def load_images(
     Raises:
         InputError: there is no such data set, or an image in it cannot be read.
     """
-    images = _flat(name) or data.load(name, data_dir or source.data_dir).split(split)
+    return draw_images(
+        name, split, count, source.image_size, source.crop, data_dir or source.data_dir
+    )
+
+
+def draw_images(
+    name: str, split: str, count: int, image_size: int, crop: float, data_dir: str | None
+) -> np.ndarray:
+    """The same for images of this height and width, pixels, of which `crop` is kept."""
+    images = _flat(name) or data.load(name, data_dir).split(split)
     # By chance, always the same: sources are sorted by class, or take classes in turn.
     chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
-    return pipeline.images(data.Subset(images, chosen), source.image_size, source.crop)[0]
+    return pipeline.images(data.Subset(images, chosen), image_size, crop)[0]
 
 
 def _flat(name: str) -> data.FileSource | None:

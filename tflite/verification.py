@@ -11,6 +11,7 @@ import numpy as np
 
 from kapps._errors import InputError
 from kapps.tflite.comparison import Comparison, compare_layers
+from kapps.tflite.inference import batches
 from kapps.tflite.interpreter import Runner
 
 
@@ -118,15 +119,37 @@ def verify(
         InputError: the model's outputs are no probabilities.
         ConversionError: the file is beyond the limit of its quantization.
     """
+    return verify_against(probabilities(model, images), model, path, images, quantization, where)
+
+
+def probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """What `predict` gives.
+
+    Raises:
+        InputError: it is no probabilities.
+    """
     expected = predict(model, images)
     # A tuned model, of tf_keras, rounds each probability to 1/256.
     rounding = 1e-3 if isinstance(model, keras.Model) else expected.shape[1] / 512
-    # This and the next condition are written so that nan fails.
+    # This and the condition below are written so that nan fails.
     if not (expected.min() >= 0 and np.abs(expected.sum(axis=1) - 1).max() <= rounding):
         raise InputError(
-            f"model {model.name!r} returns no probabilities; "
-            'build it with classifier_activation="softmax"'
+            f"model {model.name!r} returns no probabilities of classes that exclude each other: "
+            f"they go from {expected.min():.3g} to {expected.max():.3g}, and sum up to "
+            f"{expected[0].sum():.3g} for the first image; end it in a softmax"
         )
+    return expected
+
+
+def verify_against(
+    expected: np.ndarray,
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    images: np.ndarray,
+    quantization: str,
+    where: str | None = None,
+) -> Verification:
+    """As `verify`, where the model's `probabilities` are known."""
     runner = Runner(path)
     figures = compare(expected, runner.predict(images), step=runner.output_quantization[0])
     limit = LIMITS[quantization]
@@ -170,9 +193,5 @@ def compare(expected: np.ndarray, actual: np.ndarray, *, step: float = 0.0) -> V
 
 
 def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """The model's outputs for images in 0..255: float32 (n, classes)."""
-    outputs = [
-        keras.ops.convert_to_numpy(model(images[start : start + 64].astype("float32")))
-        for start in range(0, len(images), 64)
-    ]
-    return np.concatenate(outputs)
+    """The model's outputs in inference for images in 0..255: float32 (n, classes)."""
+    return np.concatenate([outputs[0] for outputs in batches(model, images)])

@@ -164,11 +164,21 @@ def put_out(text: str, values: Any, json: flags.FlagHolder[str | None]) -> None:
     Raises:
         InputError: it cannot be written.
     """
+    if json.value != "-":
+        print(text, flush=True)  # first: a full disk is not to lose it
+    if json.value is not None:
+        write_figures(values, json)
+
+
+def write_figures(values: Any, json: flags.FlagHolder[str | None]) -> None:
+    """Writes what a program has found out where --json says, which has to be given.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     if json.value == "-":
         print(to_json(values), end="", flush=True)
-        return
-    print(text, flush=True)  # first: a full disk is not to lose it
-    if json.value is not None:
+    else:
         write_json(json.value, values)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from kapps._errors import InputError
 from kapps.tflite import child, file_facts
-from kapps.tflite.inspection.versions import newest
+from kapps.tflite.inspection.versions import is_version, newest
 
 _TIME_LIMIT = 60.0  # seconds a file; EfficientNetB7 takes 1
 
@@ -188,9 +188,14 @@ class Inspection:
 
     @property
     def oldest_runtime(self) -> str | None:
-        """The oldest TensorFlow Lite with all operations whose age is known; None without any."""
+        """The oldest TensorFlow Lite that loads the file; None if nothing tells it.
+
+        The converter's note and what is known of each operation: the later of the two, since notes
+        are missing in files of other tools, and out of date where one has changed the file.
+        """
         known = [op.oldest_runtime for graph in self.subgraphs for op in graph.operations]
-        return newest([runtime for runtime in known if runtime])
+        noted = self.min_runtime_version if is_version(self.min_runtime_version) else ""
+        return newest([runtime for runtime in (*known, noted.removesuffix(".0")) if runtime])
 
     @property
     def unknown_age(self) -> tuple[str, ...]:

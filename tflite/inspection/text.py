@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Sequence
 
+from kapps._errors import printable
+from kapps.tflite import tables
 from kapps.tflite.inspection import Inspection, Operation
 
 _MOST_LINES = 20  # of one list; --json has all
@@ -75,7 +77,7 @@ def _runtimes(i: Inspection) -> str:
             for op in graph.operations
             if op.oldest_runtime == oldest
         }
-        told += f" (for {_some(sorted(newest))})"
+        told += f" (for {_some(sorted(newest))})" if newest else ""
     if i.unknown_age:
         told += f"; unknown for {_some(i.unknown_age)}"
     if i.min_runtime_version:
@@ -159,7 +161,7 @@ def _size(count: int) -> str:
 
 
 def _cut(value: object, most: int = 120) -> str:
-    line = "".join(c if c.isprintable() else " " for c in str(value))
+    line = printable(value)
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
@@ -174,16 +176,9 @@ def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     shown = rows[:_MOST_LINES]
     if not rows:
         return ""
-    lines = [header, *shown] if any(header) else shown
-    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
     numbers = {k for k in range(len(header)) if header[k] in ("count", "delegated", "size")}
-    told = [f"{title}:"]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if k in numbers else cell.ljust(width)
-            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        told.append(f"  {'  '.join(cells)}".rstrip())
+    table = tables.aligned(header if any(header) else None, shown, right=numbers)
+    told = [f"{title}:", *(f"  {line}" for line in table.splitlines())]
     if len(rows) > len(shown):
         told.append(f"  ... and {len(rows) - len(shown)} more")
     return "\n".join(told)

@@ -1,6 +1,12 @@
-"""From an operation's version to the oldest TensorFlow Lite runtime that has it."""
+"""From an operation's version to the oldest TensorFlow Lite runtime that has it.
+
+Converters note the runtime that a whole file needs; the table is for files without that note, as
+other tools write them, and tells which operation is to blame.
+"""
 
 from __future__ import annotations
+
+import re
 
 # The runtime that brought version 1, 2, 3, ... of an operation; "-": there is no such version.
 # From the table in LiteRT's tflite/converter/tools/versioning/runtime_version.cc as of August 2026,
@@ -130,6 +136,11 @@ def oldest_runtime(operation: str, version: int) -> str | None:
     runtimes = _RUNTIMES.get(operation, [])
     found = runtimes[version - 1] if 1 <= version <= len(runtimes) else "-"
     return None if found == "-" else found
+
+
+def is_version(text: str) -> bool:
+    """Whether it is a version such as "2.3.0"; a file's note may be any text."""
+    return re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}", text, re.ASCII) is not None
 
 
 def newest(runtimes: list[str]) -> str | None:

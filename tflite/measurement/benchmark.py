@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError
 from kapps._files import atomic_write
-from kapps.tflite import child
+from kapps.tflite import child, tables
 from kapps.tflite.child import one_line
 from kapps.tflite.measurement import benchmark_tool, latency
 from kapps.tflite.measurement.benchmark_tool import ACCELERATORS, LAUNCHES, Settings
 from kapps.tflite.measurement.latency import STOP_RULES, Latency
+from kapps.tflite.results import checked, read_json
 
 FORMAT = "kapps_benchmark"  # the key that holds the version
 _VERSION = 1
@@ -171,14 +171,10 @@ def table(results: Sequence[Latency]) -> str:
         groups.setdefault((what, result.stop_rule, *_note_lines(result)), []).append(result)
     parts = []
     for (what, rule, *notes), members in groups.items():
-        rows = [_HEADER, *map(_cells, members)]
-        widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADER))]
-        lines = [
-            f"{row[0]:<{widths[0]}}  "
-            + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-            for row in rows
-        ]
-        parts.append("\n".join([what, f"milliseconds; {rule}", *notes, "", *lines]))
+        rows = tables.aligned(
+            _HEADER, [_cells(member) for member in members], right=range(1, len(_HEADER))
+        )
+        parts.append("\n".join([what, f"milliseconds; {rule}", *notes, "", rows]))
     return "\n\n\n".join(parts)
 
 
@@ -233,17 +229,7 @@ def read_results(path: str | os.PathLike[str]) -> list[Latency]:
     Raises:
         InputError: no such file, or not of this form; the message names the value.
     """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(text) > MAX_BYTES:
-        raise InputError(f"{path} is no benchmark result: over {MAX_BYTES >> 20} MiB")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no benchmark result: {one_line(error)}") from error
+    content = read_json(path, most_bytes=MAX_BYTES, kind="benchmark result")
     return parse_results(content, path)
 
 
@@ -268,93 +254,14 @@ def parse_results(content: Any, path: str | os.PathLike[str]) -> list[Latency]:
 
 def _result(path: str | os.PathLike[str], number: int, values: Any) -> Latency:
     at = f"{path}: results[{number}]"
-    if not isinstance(values, dict):
-        raise InputError(f"{at}: expected an object")
-    if set(values) != set(_CHECKS):
-        wrong = sorted(set(values) ^ set(_CHECKS))[0]
-        raise InputError(f"{at}.{one_line(wrong)}: {'missing' if wrong in _CHECKS else 'unknown'}")
-    for name, (check, expected) in _CHECKS.items():
-        if not check(values[name]):
-            said = one_line(json.dumps(values[name]))[:80]
-            raise InputError(f"{at}.{name}: expected {expected}, got {said}")
-    told = [values[name] for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")]
-    told = [value for value in told if value is not None]
+    result = checked(values, Latency, at)
+    if result.accelerator not in ACCELERATORS:
+        known = ", ".join(ACCELERATORS)
+        raise InputError(f"{at}.accelerator: expected one of {known}, got {result.accelerator!r}")
+    percentiles = (result.p50_ms, result.p90_ms, result.p95_ms, result.p99_ms)
+    told = [value for value in percentiles if value is not None]
     if told != sorted(told):
         raise InputError(f"{at}: its percentiles do not rise: {told}")
-    if values["samples_ms"] and len(values["samples_ms"]) != values["runs"]:
-        raise InputError(f"{at}: {values['runs']} runs and {len(values['samples_ms'])} samples")
-    for name in ("samples_ms", "launch_p50_ms"):
-        values[name] = tuple(values[name])
-    values["file"] = Path(values["file"])
-    return Latency(**values)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= 1000 and value.isprintable()
-
-
-def _is_time(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and 0 <= value < 1e9  # nan is not, and a huge integer is not made a float
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53
-
-
-def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or check(value)
-
-
-def _is_times(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_time, value))
-
-
-def _is_texts(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) <= 100
-        and all(map(_is_text, [*value, *value.values()]))
-    )
-
-
-_TEXT = (_is_text, "a line of text")
-_TIME = (_is_time, "a number, 0 or more")
-_MAYBE_TIME = (_or_none(_is_time), "a number, 0 or more, or null")
-_COUNT = (_is_count, "a whole number, 1 or more")
-_TIMES = (_is_times, "a list of numbers, 0 or more")
-_TEXTS = (_is_texts, "an object of lines of text")
-_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "file": (lambda value: _is_text(value) and "/" not in value and value != "", "a file's name"),
-    "device": _TEXT,
-    "threads": _COUNT,
-    "runs": _COUNT,
-    "p50_ms": _MAYBE_TIME,
-    "p90_ms": _MAYBE_TIME,
-    "p99_ms": _MAYBE_TIME,
-    "mean_ms": _TIME,
-    "std_ms": _TIME,
-    "initialization_ms": _MAYBE_TIME,
-    "delegate_pieces": (
-        _or_none(lambda value: type(value) is int and 0 <= value < 1 << 53),
-        "a whole number, 0 or more, or null",
-    ),
-    "accelerator": (lambda value: value in list(ACCELERATORS), f"one of {', '.join(ACCELERATORS)}"),
-    "stop_rule": _TEXT,
-    "launches": _COUNT,
-    "launch_p50_ms": _TIMES,
-    "samples_ms": _TIMES,
-    "p95_ms": _MAYBE_TIME,
-    "peak_memory_mb": _MAYBE_TIME,
-    "sha256": (
-        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
-        "64 hexadecimal digits",
-    ),
-    "size_bytes": _COUNT,
-    "notes": _TEXTS,
-    "versions": _TEXTS,
-    "date": _TEXT,
-}
+    if result.samples_ms and len(result.samples_ms) != result.runs:
+        raise InputError(f"{at}: {result.runs} runs and {len(result.samples_ms)} samples")
+    return result

@@ -18,8 +18,9 @@ import numpy as np
 
 import kapps
 from kapps._errors import InputError
-from kapps._files import sha256
+from kapps._files import sha256 as sha256_of
 from kapps.tflite import child
+from kapps.tflite.results import Count, Line, Megabytes, Milliseconds, Number, Sha256
 
 # Files take turns, so that all see the same drift of the machine; equally long ones, so that a slow
 # file does not take all the time.
@@ -79,28 +80,28 @@ class Latency:
     """
 
     file: Path
-    device: str
-    threads: int
-    runs: int
-    p50_ms: float | None
-    p90_ms: float | None
-    p99_ms: float | None
-    mean_ms: float
-    std_ms: float
-    initialization_ms: float | None
-    delegate_pieces: int | None
-    accelerator: str = "cpu"
-    stop_rule: str = ""
-    launches: int = 1
-    launch_p50_ms: Sequence[float] = ()
-    samples_ms: Sequence[float] = field(default=(), repr=False)
-    p95_ms: float | None = None
-    peak_memory_mb: float | None = None
-    sha256: str = ""
-    size_bytes: int = 0
-    notes: Mapping[str, str] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    date: str = ""
+    device: Line
+    threads: Count
+    runs: Count
+    p50_ms: Milliseconds | None
+    p90_ms: Milliseconds | None
+    p99_ms: Milliseconds | None
+    mean_ms: Milliseconds
+    std_ms: Milliseconds
+    initialization_ms: Milliseconds | None
+    delegate_pieces: Number | None
+    accelerator: Line = "cpu"
+    stop_rule: Line = ""
+    launches: Count = 1
+    launch_p50_ms: tuple[Milliseconds, ...] = ()
+    samples_ms: tuple[Milliseconds, ...] = field(default=(), repr=False)
+    p95_ms: Milliseconds | None = None
+    peak_memory_mb: Megabytes | None = None
+    sha256: Sha256 = ""
+    size_bytes: Count = 0
+    notes: Mapping[str, Line] = field(default_factory=dict)
+    versions: Mapping[str, Line] = field(default_factory=dict)
+    date: Line = ""
 
     @classmethod
     def of_samples(
@@ -276,7 +277,7 @@ def identity(file: Path) -> tuple[str, int]:
         InputError: there is none, or it cannot be read.
     """
     try:
-        return sha256(file), file.stat().st_size
+        return sha256_of(file), file.stat().st_size
     except FileNotFoundError as error:
         raise InputError(f"no such file: {file}") from error
     except OSError as error:

@@ -9,7 +9,6 @@ used.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,7 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> list[dict[str, A
         interpreter, took = _load(request, number)
         results.append(
             {
-                "initialization_ms": statistics.median([*loads[number], took]),
+                "initialization_ms": float(np.median([*loads[number], took])),
                 "delegate_pieces": delegate_pieces(interpreter),
             }
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,6 +27,7 @@ from kapps.tflite.passes.folding import (
     relu6_gates,
     relu6_hard_swish,
 )
+from kapps.tflite.passes.graph import in_float32
 from kapps.tflite.passes.graph import rebuild as rebuild  # of this module's name too
 from kapps.tflite.passes.pooling import pad_in_max_pooling
 from kapps.tflite.passes.shuffle import remove_channel_shuffle
@@ -42,15 +44,53 @@ _TRAINING_ONLY = (
     layers.SpatialDropout2D,
     DropBlock2D,
     StochasticDepth,
+    *(
+        getattr(layers, name)
+        for name in (
+            *("AugMix", "CutMix", "MixUp", "RandAugment", "RandomBrightness"),
+            *("RandomColorDegeneration", "RandomColorJitter", "RandomContrast"),
+            *("RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomGaussianBlur"),
+            *("RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective"),
+            *("RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness"),
+            *("RandomShear", "RandomTranslation", "RandomZoom"),
+        )
+        if hasattr(layers, name)  # some are of a later Keras
+    ),
 )
 
 
 def remove_training_layers(model: keras.Model) -> keras.Model:
-    """Without the layers that act in training only: dropout, noise, stochastic depth, DropBlock.
+    """Without the layers that act in training only: dropout, noise, augmentation, DropBlock.
 
     Exact, because each of them returns its input at inference.
     """
     return rebuild(model, keep=lambda layer: not isinstance(layer, _TRAINING_ONLY))
+
+
+def float32(model: keras.Model) -> keras.Model:
+    """With all layers in float32, whatever dtype policy they were built under.
+
+    Under mixed_float16 and mixed_bfloat16 the weights are float32 as they are; others are cast. A
+    model computes the same then, but for the rounding of halves.
+    """
+    if all(
+        layer.dtype_policy.name == "float32"
+        for layer in model._flatten_layers()
+        if not isinstance(layer, keras.Model)
+    ):
+        return model
+    return rebuild(model, changes=lambda layer: _in_float32(layer.get_config(), layer))
+
+
+def _in_float32(config: dict[str, Any], layer: Any = None) -> dict[str, Any]:
+    """What differs in a configuration, and in those nested in it."""
+    changes: dict[str, Any] = {}
+    for key, value in config.items():
+        if key == "dtype" and (layer is None or isinstance(layer, keras.Layer)):
+            changes[key] = "float32"
+        elif isinstance(value, dict):
+            changes[key] = value | _in_float32(value)
+    return changes
 
 
 def static_batch(model: keras.Model) -> keras.Model:
@@ -66,7 +106,7 @@ def remove_auxiliary_heads(model: keras.Model) -> keras.Model:
     """With the main output only, where a kapps model has further ones for training.
 
     GoogLeNet, GoogLeNetOriginal and InceptionV3 have them if asked to (`aux`). A model of several
-    outputs from elsewhere keeps them all.
+    outputs from elsewhere keeps them all. This is the one place that asks a model for them.
     """
     if has_auxiliary_heads(model):
         return rebuild(keras.Model(model.inputs, model.outputs[0], name=model.name))
@@ -95,6 +135,7 @@ class Pass:
 # In this order: what is dropped first, then what makes layers adjacent, then what uses that.
 PASSES: tuple[Pass, ...] = (
     Pass(remove_auxiliary_heads),
+    Pass(float32),
     Pass(remove_training_layers),
     Pass(fold_normalization),
     Pass(fold_batch_norm),
@@ -121,9 +162,10 @@ def run_passes(
     Raises:
         InputError: the graph of the model is not known, or a layer of it cannot be copied.
     """
-    for step in passes:
-        if not step.quantizations or quantization in step.quantizations:
-            model = step.run(model)
+    with in_float32():
+        for step in passes:
+            if not step.quantizations or quantization in step.quantizations:
+                model = step.run(model)
     return model
 
 

@@ -16,8 +16,6 @@ Examples:
 from __future__ import annotations
 
 import contextlib
-import signal
-from types import FrameType
 
 from absl import flags
 
@@ -64,10 +62,6 @@ def main(argv: list[str]) -> None:
     from kapps.tflite.measurement import benchmark as benchmarking
     from kapps.tools.progress import progress_bar
 
-    # So that a phone is left as it was, whoever ends this. Under nohup a hangup stays ignored.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
     with contextlib.ExitStack() as stack:
         # Opened first: whether it can be written should not show after an hour.
         output = stack.enter_context(atomic_write(_OUTPUT.value)) if _OUTPUT.value else None
@@ -87,10 +81,6 @@ def main(argv: list[str]) -> None:
         print(benchmarking.table(results), flush=True)  # first: a full disk is not to lose it
         if output:
             output.write_text(benchmarking.to_json(results), encoding="utf-8")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def run() -> None:

@@ -18,6 +18,7 @@ from kapps._errors import InputError
 from kapps.tflite.child import MOST_SECONDS
 from kapps.tflite.programs import model_flags
 from kapps.tools import cli
+from kapps.tools.streams import start_keras
 
 _MODEL = model_flags.define()
 _LABELS = flags.DEFINE_string("labels", None, "file with the name of each class, one a line")
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int | None:
         raise InputError("--quantization is empty; --help lists those there are")
     if _MODEL.is_for_another_process():
         return _MODEL.start_anew("convert", _TIME_LIMIT.value)
+    start_keras()
     from kapps.tflite import conversion_run
     from kapps.tflite.conversion import check_quantization
     from kapps.tools.progress import progress_bar

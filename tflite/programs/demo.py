@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from kapps.tools import cli
+from kapps.tools.streams import start_keras
 
 _OUTPUT = flags.DEFINE_string("output", "build/demo", "folder of the report and the .tflite files")
 _SEED = flags.DEFINE_integer("seed", 0, "of weights and order", lower_bound=0)
@@ -22,6 +23,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of weights and order", lower_bound=0)
 
 def main(argv: list[str]) -> int:
     """Runs all of it; returns 1 if an accuracy falls short of what has to be reached."""
+    start_keras()
     from kapps.tflite import demonstration
 
     output = Path(_OUTPUT.value)

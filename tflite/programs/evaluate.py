@@ -16,6 +16,7 @@ from absl import flags
 from kapps._errors import InputError
 from kapps.tflite.programs import model_flags
 from kapps.tools import cli
+from kapps.tools.streams import start_keras
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of a finished training run")
 _MODEL = flags.DEFINE_string("model", None, "network of --weights, or name in the report")
@@ -34,7 +35,7 @@ _IMAGE_SIZE = flags.DEFINE_integer(
     None,
     "height and width of the input, pixels; by default the run's, or the network's",
 )
-_JSON = flags.DEFINE_string("json", None, "file to write the figures to as well")
+_JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> int | None:
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int | None:
         raise InputError("give either --workdir of a run, or --weights with --model and --dataset")
     if _WORKDIR.value is not None and _TFLITE.value is None and any([_MODEL.value, *given[1:]]):
         raise InputError("--model and --image_size belong to --weights; a run knows its own")
+    start_keras()
     from kapps.tflite import evaluation
 
     split = _SPLIT.value
@@ -64,9 +66,7 @@ def main(argv: list[str]) -> int | None:
         result = evaluation.evaluate_weights(
             name, _WEIGHTS.value, split, arguments=_ARGUMENTS.value, image_size=_IMAGE_SIZE.value
         )
-    print(evaluation.line(result))
-    if _JSON.value is not None:
-        evaluation.write(result, _JSON.value)
+    cli.put_out(evaluation.line(result), evaluation.figures(result), _JSON)
     return None
 
 

@@ -5,7 +5,7 @@ The files may come from elsewhere: each is opened in a process of its own.
 Examples:
 
   kapps-inspect model.tflite
-  kapps-inspect --json model.tflite > model.json
+  kapps-inspect --json=model.json model.tflite
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from kapps.tflite.child import MOST_SECONDS
 from kapps.tflite.programs import shape_flag
 from kapps.tools import cli
 
-_JSON = flags.DEFINE_boolean(
-    "json",
-    False,
-    "all of it as JSON: an object {FILE: ...}, and {FILE: {error: ...}} for a bad one",
-)
+_JSON = cli.define_json()
 _TIME_LIMIT = flags.DEFINE_float(
     "time_limit", 60.0, "seconds for one file", lower_bound=0.1, upper_bound=MOST_SECONDS
 )
@@ -31,8 +27,7 @@ _INPUT_SHAPE = shape_flag.define()
 
 def main(argv: list[str]) -> int:
     """Prints an inspection for each file; one line on stderr, and exit code 2, for a bad one."""
-    import json
-
+    cli.check_output(_JSON)
     from kapps._errors import InputError
     from kapps.tflite.inspection import inspect_each
 
@@ -40,15 +35,14 @@ def main(argv: list[str]) -> int:
     found = dict(zip(argv[1:], inspected, strict=True))
     good = [i for i in found.values() if not isinstance(i, InputError)]
     bad = [error for error in found.values() if isinstance(error, InputError)]
-    if _JSON.value:
+    if good and _JSON.value != "-":
+        print("\n\n\n".join(map(str, good)), flush=True)
+    if _JSON.value is not None:
         report = {
             name: {"error": str(i)} if isinstance(i, InputError) else i.to_json()
             for name, i in found.items()
         }
-        print(json.dumps(report, indent=2))
-    elif good:
-        print("\n\n\n".join(map(str, good)))
-    sys.stdout.flush()
+        cli.write_figures(report, _JSON)
     for error in bad:
         print(f"kapps-inspect: error: {error}", file=sys.stderr)
     return 2 if bad else 0

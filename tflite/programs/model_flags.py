@@ -27,6 +27,10 @@ class ModelFlags(NamedTuple):
     image_size: flags.FlagHolder
     classes: flags.FlagHolder
 
+    def is_given(self) -> bool:
+        """Whether any of them is."""
+        return any(holder.value is not None for holder in self)
+
     def is_for_another_process(self) -> bool:
         """Whether there is a `.keras` file, which this process is not to load."""
         return self.keras.value is not None and not keras_file.in_limits()

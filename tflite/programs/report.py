@@ -23,7 +23,7 @@ _TITLE = flags.DEFINE_string("title", "Accuracy, size and latency", "of the repo
 
 def main(argv: list[str]) -> None:
     """Writes the report and says where it is."""
-    from kapps.tflite.overview import read_overview, write_overview
+    from kapps.tflite.report import read_overview, write_overview
 
     for path in write_overview(read_overview(argv[1:]), _OUTPUT.value, title=_TITLE.value):
         print(printable(path))

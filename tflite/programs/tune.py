@@ -12,6 +12,7 @@ from __future__ import annotations
 from absl import flags
 
 from kapps.tools import cli
+from kapps.tools.streams import start_keras
 
 _INIT_FROM = flags.DEFINE_string("init_from", None, "folder of the finished run to start from")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run")
@@ -41,6 +42,7 @@ _SEED = flags.DEFINE_integer(
 def main(argv: list[str]) -> int | None:
     """Runs `tuning_run.tune` with the flags' values, and prints the result."""
     init_from, workdir = cli.required(_INIT_FROM, _WORKDIR)
+    start_keras()
     from kapps.tflite import tuning_run
 
     result = tuning_run.tune(

@@ -6,8 +6,6 @@ https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError
-from kapps._files import atomic_write
-from kapps.tflite import _page, accuracy
+from kapps.tflite import accuracy
 from kapps.tflite.measurement.benchmark import FORMAT as BENCHMARK_FORMAT
 from kapps.tflite.measurement.benchmark import MAX_BYTES, parse_results
+from kapps.tflite.report.page import Section, Table, write_pages
+from kapps.tflite.report.picture import Point, picture
+from kapps.tflite.results import read_json
 
 _MISSING = "\N{EN DASH}"
 _FLOAT, _PTQ, _QAT = "float32", "int8", "int8-qat"
@@ -153,29 +153,35 @@ def write_overview(overview: Overview, folder: str | os.PathLike[str], *, title:
     Raises:
         InputError: the folder cannot be written.
     """
-    contents = {
-        "report.json": _json(overview, title),
-        "report.md": _markdown(overview, title),
-        "report.html": _html(overview, title),
+    sections = []
+    if models := _model_rows(overview):
+        header = ["model", "top-1 float32, %", "top-1 PTQ, %", "top-1 QAT, %", "size, KiB"]
+        header += [f"p50 on {letter}, ms" for letter in _letters(overview).values()]
+        sections.append(Section("Models", Table(header, models, text_columns=(0,))))
+    if points := _points(overview):
+        files, devices = {e.sha256 for e, _ in points}, {point.device for _, point in points}
+        label = (
+            f"Top-1 accuracy over median latency of {len(files)} files on {len(devices)} devices"
+        )
+        shown = picture([point for _, point in points], label=label)
+        sections.append(Section("Accuracy and latency", picture=shown))
+    table = Table(_FILE_HEADER, _file_rows(overview), text_columns=(0, 1, 2, 5))
+    sections.append(Section("Files", table))
+    values = {
+        "kapps_report": 1,
+        "title": title,
+        "data": overview.data,
+        "devices": overview.devices,
+        "files": [asdict(entry) for entry in overview.entries],
     }
-    paths = []
-    for name, content in contents.items():
-        paths.append(Path(folder) / name)
-        with atomic_write(paths[-1]) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    return paths
+    return write_pages(
+        folder, title=title, facts=_facts(overview), sections=sections, values=values
+    )
 
 
 def _content(path: Path) -> dict[str, Any]:
     """What a file of kapps-evaluate or of kapps-benchmark holds, not checked yet."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
-        values = json.loads(text[:MAX_BYTES])
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON of at most {MAX_BYTES >> 20} MiB: {error}") from error
+    values = read_json(path, most_bytes=MAX_BYTES, kind="JSON")
     if not isinstance(values, dict) or not {accuracy.FORMAT, BENCHMARK_FORMAT} & set(values):
         raise InputError(
             f"{path} is neither a result of kapps-evaluate --tflite=FILE --json=RESULT nor one of "
@@ -194,7 +200,7 @@ def _rank(variant: str) -> int:
     return order.index(variant) if variant in order else len(order)
 
 
-# The tables: cells of text, the same in Markdown and in HTML.
+# The tables.
 
 
 def _models(overview: Overview) -> dict[str, dict[str, Entry]]:
@@ -226,10 +232,8 @@ def _p50(entry: Entry | None, device: str) -> str:
     return _ms(None if timing is None else timing.p50_ms)
 
 
-def _model_table(overview: Overview) -> list[list[str]]:
-    letters = _letters(overview)
-    header = ["model", "top-1 float32, %", "top-1 PTQ, %", "top-1 QAT, %", "size, KiB"]
-    rows = [[*header, *(f"p50 on {letters[device]}, ms" for device in overview.devices)]]
+def _model_rows(overview: Overview) -> list[list[str]]:
+    rows = []
     for model, variants in _models(overview).items():
         exact, ptq, qat = (variants.get(name) for name in (_FLOAT, _PTQ, _QAT))
         if exact is ptq is qat is None:
@@ -246,10 +250,15 @@ def _model_table(overview: Overview) -> list[list[str]]:
     return rows
 
 
-def _file_table(overview: Overview) -> list[list[str]]:
+_FILE_HEADER = (
+    *("file", "model", "variant", "top-1, %", "size, KiB", "device"),
+    *("p50, ms", "p90, ms", "p99, ms", "runs", "delegate pieces"),
+)
+
+
+def _file_rows(overview: Overview) -> list[list[str]]:
     letters = _letters(overview)
-    header = ["file", "model", "variant", "top-1, %", "size, KiB", "device"]
-    rows = [[*header, "p50, ms", "p90, ms", "p99, ms", "runs", "delegate pieces"]]
+    rows = []
     for entry in overview.entries:
         known = [entry.file, entry.model, entry.variant or _MISSING, _percent(entry), _kib(entry)]
         for device, timing in entry.timings.items():
@@ -286,166 +295,22 @@ def _facts(overview: Overview) -> dict[str, str]:
     return facts
 
 
-def _json(overview: Overview, title: str) -> str:
-    values = {
-        "kapps_report": 1,
-        "title": title,
-        "data": overview.data,
-        "devices": overview.devices,
-        "files": [asdict(entry) for entry in overview.entries],
-    }
-    return json.dumps(values, indent=2, allow_nan=False) + "\n"
-
-
-def _markdown(overview: Overview, title: str) -> str:
-    text = _page.markdown_text
-    lines = [f"# {text(title)}", ""]
-    lines += [*(f"- {name}: {text(value)}" for name, value in _facts(overview).items()), ""]
-    models, files = _model_table(overview), _file_table(overview)
-    if models[1:]:
-        lines += ["## Models", "", *_page.markdown_table(models, (0,)), ""]
-    lines += ["## Files", "", *_page.markdown_table(files, (0, 1, 2, 5)), ""]
-    return "\n".join(lines)
-
-
-def _html(overview: Overview, title: str) -> str:
-    parts = []
-    models, files = _model_table(overview), _file_table(overview)
-    if models[1:]:
-        parts += ["<h2>Models</h2>", f"<figure>{_page.html_table(models, (0,))}</figure>"]
-    if _shown(overview):
-        parts += ["<h2>Accuracy and latency</h2>", f"<figure>{_picture(overview)}</figure>"]
-    parts += ["<h2>Files</h2>", f"<figure>{_page.html_table(files, (0, 1, 2, 5))}</figure>"]
-    return _page.page(title, _facts(overview), parts)
-
-
-def _is_timed(entry: Entry, device: str) -> bool:
-    return device in entry.timings and entry.timings[device].p50_ms is not None
-
-
-def _shown(overview: Overview) -> list[Entry]:
-    """The files that have a place in the picture."""
-    return [
-        entry
-        for entry in overview.entries
-        if entry.top1 is not None and any(_is_timed(entry, name) for name in entry.timings)
-    ]
-
-
-def _picture(overview: Overview) -> str:
-    """Color by device, marker by variant; each device's Pareto front is a line with names."""
+def _points(overview: Overview) -> list[tuple[Entry, Point]]:
+    """Each file on each device, as far as both its accuracy and its median are known."""
     letters = _letters(overview)
-    shown = _shown(overview)
-    variants = list(dict.fromkeys(entry.variant for entry in shown))
-    markers = {name: _page.MARKERS[i % len(_page.MARKERS)] for i, name in enumerate(variants)}
-    devices = [name for name in overview.devices if any(_is_timed(e, name) for e in shown)]
-    colors = {name: _page.COLORS[i % len(_page.COLORS)] for i, name in enumerate(devices)}
-
-    def point(device: str, entry: Entry) -> tuple[float, float]:
-        milliseconds = entry.timings[device].p50_ms
-        assert entry.top1 is not None
-        assert milliseconds is not None
-        return milliseconds, 100 * entry.top1
-
-    def draw(axes: Any) -> None:
-        from matplotlib.lines import Line2D
-
-        named: list[tuple[str, Entry]] = []
-        for device, color in colors.items():
-            measured = [entry for entry in shown if _is_timed(entry, device)]
-            front = _page.front(measured, functools.partial(point, device))
-            axes.plot(
-                *zip(*(point(device, entry) for entry in front), strict=True),
-                color=color,
-                linewidth=1.5,
-                zorder=1,
-            )
-            # Once for each model: its files lie close together.
-            firsts = {entry.model: entry for entry in reversed(front)}
-            named += [(device, entry) for entry in firsts.values()]
-            for entry in measured:
-                axes.plot(
-                    *point(device, entry),
-                    linestyle="none",
-                    marker=markers[entry.variant],
-                    markersize=8,
-                    markerfacecolor=color if entry in front else "none",
-                    markeredgecolor=color,
-                    markeredgewidth=1.6,
-                    zorder=3,
-                )
-        _page.accuracy_over_latency(axes, [100 * e.top1 for e in shown if e.top1 is not None])
-        axes.margins(x=0.15)
-        axes.set_xlabel("median latency of one image, ms (log scale)")
-        entries = [
-            *(
-                Line2D([], [], color=color, marker="o", label=f"device {letters[device]}")
-                for device, color in colors.items()
-            ),
-            *(
-                Line2D(
-                    [],
-                    [],
-                    color=_page.TEXT,
-                    marker=markers[v],
-                    linestyle="none",
-                    markerfacecolor="none",
-                    label=v or "unknown variant",
-                )
-                for v in variants
-            ),
-            Line2D([], [], color=_page.FAINT, label="Pareto front (filled)"),
-        ]
-        legend = axes.legend(
-            handles=entries, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-        points = [
-            point(name, entry) for entry in shown for name in devices if _is_timed(entry, name)
-        ]
-        _name_points(axes, [(entry.model, point(name, entry)) for name, entry in named], points)
-
-    label = f"Top-1 accuracy over median latency of {len(shown)} files on {len(devices)} devices"
-    return _page.picture(draw, label)
-
-
-def _name_points(
-    axes: Any,
-    names: Sequence[tuple[str, tuple[float, float]]],
-    points: Sequence[tuple[float, float]],
-) -> None:
-    """Writes names beside their points, above or below, and leaves out what finds no place."""
-    axes.figure.draw_without_rendering()  # places the axes, so that points have a place in pixels
-    scale = axes.figure.dpi / 72  # pixels a point, the typographic unit
-    half = 4 * scale  # of a marker
-    taken: list[tuple[float, float, float, float]] = []  # left, low, right, high
-    for x, y in axes.transData.transform(points):
-        taken.append((x - half, y - half, x + half, y + half))
-    frame = axes.bbox
-    for name, position in names:
-        x, y = axes.transData.transform(position)
-        width, height = 5.6 * scale * len(name), 11 * scale
-        for side, above in ((-1, 1), (1, -1), (1, 1), (-1, -1)):
-            left = x + 7 * scale if side > 0 else x - 7 * scale - width
-            low = y + 2 * scale if above > 0 else y - 2 * scale - height
-            right, high = left + width, low + height
-            inside = left > frame.x0 and right < frame.x1 and low > frame.y0 and high < frame.y1
-            if not inside or any(
-                left < other[2] and other[0] < right and low < other[3] and other[1] < high
-                for other in taken
-            ):
+    found = []
+    for device in overview.devices:
+        for entry in overview.entries:
+            timing = entry.timings.get(device)
+            if entry.top1 is None or timing is None or timing.p50_ms is None:
                 continue
-            taken.append((left, low, right, high))
-            axes.annotate(
-                name,
-                position,
-                xytext=(7 * side, 2 * above),
-                textcoords="offset points",
-                fontsize=9,
-                ha="left" if side > 0 else "right",
-                va="bottom" if above > 0 else "top",
-                parse_math=False,
-                zorder=4,
+            point = Point(
+                timing.p50_ms,
+                entry.top1,
+                color=f"device {letters[device]}",
+                marker=entry.variant or "unknown variant",
+                device=device,
+                name=entry.model,
             )
-            break
+            found.append((entry, point))
+    return found

@@ -1,0 +1,207 @@
+"""The picture of a report: accuracy over latency, as SVG that follows light and dark."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+_Point = TypeVar("_Point")
+
+# Okabe and Ito's colors for the color-blind, those that stand out on white and on black.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Stand-ins that are replaced by the page's own colors, which follow light and dark.
+_TEXT, _FAINT, _LINE = "#010203", "#040506", "#070809"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A file in the picture.
+
+    Attributes:
+        latency_ms: the median, of one image.
+        top1: accuracy, 0 to 1.
+        color: what its color stands for, in the words of the legend.
+        marker: what its marker stands for, likewise.
+        device: those of one device compete with each other.
+        name: what is written beside the first of this name on the device's Pareto front, if there
+            is room; "" for nothing.
+    """
+
+    latency_ms: float
+    top1: float
+    color: str
+    marker: str
+    device: str = ""
+    name: str = ""
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Milliseconds and percent."""
+        return self.latency_ms, 100 * self.top1
+
+
+def front(points: Iterable[_Point], of: Callable[[_Point], tuple[float, float]]) -> list[_Point]:
+    """The points that none beats in both; `of` gives (latency, accuracy). From fast to slow."""
+    kept: list[_Point] = []
+    for point in sorted(points, key=lambda point: (of(point)[0], -of(point)[1])):
+        if not kept or of(point)[1] > of(kept[-1])[1]:
+            kept.append(point)
+    return kept
+
+
+def picture(points: Sequence[Point], *, label: str, where: str = "", number: int = 0) -> Markup:
+    """The points by color and marker, with the Pareto front of each device.
+
+    Args:
+        points: at least one.
+        label: what a screen reader says.
+        where: what the axis of the latency says of the device.
+        number: of the picture on its page, so that no two have the same ids.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": f"kapps{number}",  # ids: the same each time, different on one page
+        "font.family": "sans-serif",
+        "font.size": 11,
+        "text.color": _TEXT,
+        "axes.labelcolor": _TEXT,
+        "axes.edgecolor": _LINE,
+        "xtick.color": _TEXT,
+        "ytick.color": _TEXT,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(9, 4.8), layout="constrained")
+        _draw(figure.add_subplot(), points, where)
+        output = io.StringIO()
+        figure.savefig(output, format="svg", transparent=True, metadata={"Date": None})
+    svg = output.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for stand_in, variable in ((_TEXT, "text"), (_FAINT, "faint"), (_LINE, "line")):
+        svg = svg.replace(stand_in, f"var(--{variable})")
+    # Its own metadata names only the program; the title is what a screen reader says.
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # These ids are the same in every picture, and nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    label = html.escape(label)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return Markup(svg.replace(">", f"><title>{label}</title>", 1))
+
+
+def _draw(axes: Any, points: Sequence[Point], where: str) -> None:
+    from matplotlib.lines import Line2D
+
+    colors = _numbered([point.color for point in points], _COLORS)
+    markers = _numbered([point.marker for point in points], _MARKERS)
+    named: list[Point] = []
+    for device in dict.fromkeys(point.device for point in points):
+        members = [point for point in points if point.device == device]
+        best = front(members, lambda point: point.place)
+        own = {colors[point.color] for point in members}
+        axes.plot(
+            *zip(*(point.place for point in best), strict=True),
+            color=own.pop() if len(own) == 1 else _FAINT,
+            linewidth=1.5,
+            linestyle="--",
+            zorder=1,
+        )
+        # Once for each name: the files of a network lie close together.
+        named += {point.name: point for point in reversed(best) if point.name}.values()
+        for point in members:
+            axes.plot(
+                *point.place,
+                linestyle="none",
+                marker=markers[point.marker],
+                # Smaller from one to the next: what lies on one spot stays visible.
+                markersize=max(11 - 1.5 * list(markers).index(point.marker), 6),
+                markerfacecolor=colors[point.color] if point in best else "none",
+                markeredgecolor=colors[point.color],
+                markeredgewidth=1.8,
+                zorder=3,
+            )
+    _scales(axes, [100 * point.top1 for point in points])
+    axes.margins(x=0.15)
+    axes.set_xlabel(f"median latency of one image, ms (log scale){where and f' — {where}'}")
+    none: Any = {"linestyle": "none", "markerfacecolor": "none"}
+    handles = [
+        *(
+            Line2D([], [], color=c, marker="o", linestyle="none", label=k)
+            for k, c in colors.items()
+        ),
+        *(Line2D([], [], color=_TEXT, marker=m, label=k, **none) for k, m in markers.items()),
+        Line2D([], [], color=_FAINT, linestyle="--", label="Pareto front (filled)"),
+    ]
+    legend = axes.legend(
+        handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
+    )
+    for text in (*legend.get_texts(), axes.xaxis.label):
+        text.set_parse_math(False)  # a name with dollars is no formula
+    _name_points(axes, named, points)
+
+
+def _numbered(kinds: Iterable[str], looks: Sequence[str]) -> dict[str, str]:
+    """A look for each kind, in the order in which they come."""
+    return {kind: looks[i % len(looks)] for i, kind in enumerate(dict.fromkeys(kinds))}
+
+
+def _scales(axes: Any, accuracies: Sequence[float]) -> None:
+    """Scales and grid: accuracy in percent over milliseconds on a logarithmic scale."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    margin = max(0.1 * (max(accuracies) - min(accuracies)), 0.25)
+    axes.set_ylim(min(accuracies) - margin, max(accuracies) + margin)
+    axes.set_xscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(plain)
+    axes.grid(color=_LINE, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylabel("top-1, %")
+
+
+def _name_points(axes: Any, named: Sequence[Point], points: Sequence[Point]) -> None:
+    """Writes names beside their points, above or below, and leaves out what finds no place."""
+    axes.figure.draw_without_rendering()  # places the axes, so that points have a place in pixels
+    scale = axes.figure.dpi / 72  # pixels a point, the typographic unit
+    half = 4 * scale  # of a marker
+    taken: list[tuple[float, float, float, float]] = []  # left, low, right, high
+    for x, y in axes.transData.transform([point.place for point in points]):
+        taken.append((x - half, y - half, x + half, y + half))
+    frame = axes.bbox
+    for point in named:
+        x, y = axes.transData.transform(point.place)
+        width, height = 5.6 * scale * len(point.name), 11 * scale
+        for side, above in ((-1, 1), (1, -1), (1, 1), (-1, -1)):
+            left = x + 7 * scale if side > 0 else x - 7 * scale - width
+            low = y + 2 * scale if above > 0 else y - 2 * scale - height
+            right, high = left + width, low + height
+            inside = left > frame.x0 and right < frame.x1 and low > frame.y0 and high < frame.y1
+            if not inside or any(
+                left < other[2] and other[0] < right and low < other[3] and other[1] < high
+                for other in taken
+            ):
+                continue
+            taken.append((left, low, right, high))
+            axes.annotate(
+                point.name,
+                point.place,
+                xytext=(7 * side, 2 * above),
+                textcoords="offset points",
+                fontsize=9,
+                ha="left" if side > 0 else "right",
+                va="bottom" if above > 0 else "top",
+                parse_math=False,
+                zorder=4,
+            )
+            break
