@@ -19,5 +19,6 @@ setup(
     package_dir={"kapps": "kapps", "kapps.tools": "tools", "kapps.tflite": "tflite"},
     package_data={
         "kapps": ["__init__.pyi", "py.typed", "weights_index.csv"],
+        "kapps.tflite": ["__init__.pyi"],
     },
 )

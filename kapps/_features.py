@@ -50,7 +50,8 @@ def features(model: keras.Model, strides: Sequence[int] = (4, 8, 16, 32)) -> ker
             maps are wanted.
 
     Returns:
-        A model whose output is a list of maps (batch, height, width, channels).
+        A model whose output is a list of maps (batch, height, width, channels); where one stride is
+        asked for, the map, as Keras has it.
 
     Raises:
         InputError: there is no map at a stride; the message names those that there are.

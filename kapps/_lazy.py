@@ -1,4 +1,4 @@
-"""Public names whose modules load on first use, and modules that are loaded with another one."""
+"""Modules that are loaded as soon as another one is."""
 
 from __future__ import annotations
 
@@ -7,23 +7,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
-
-
-def lazy_names(
-    package: str, modules: Mapping[str, Sequence[str]]
-) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package; `modules` lists each module's public names."""
-    home = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
-
-    def load(name: str) -> object:
-        if name not in home:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(home[name]), name)
-        setattr(sys.modules[package], name, value)
-        return value
-
-    return load, lambda: sorted({*vars(sys.modules[package]), *home})
+from collections.abc import Sequence
 
 
 def load_with(trigger: str, modules: Sequence[str]) -> None:

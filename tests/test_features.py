@@ -74,7 +74,9 @@ def test_inputs_of_any_size():
 
 
 def test_where_the_features_end_is_saved(tmp_path):
-    for i, net in enumerate((kapps.NiN(), kapps.CifarResNet(depth=8, include_top=False))):
+    for i, net in enumerate(
+        (kapps.NiN(), kapps.CifarResNet(False, None, None, (32, 32, 3), depth=8))
+    ):
         net.save(tmp_path / f"{i}.keras")
         loaded = keras.saving.load_model(tmp_path / f"{i}.keras")
         end = features_end(loaded)
@@ -115,8 +117,7 @@ def test_a_model_from_elsewhere(head):
 
 def test_a_sequential_model():
     net = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, 2), layers.Flatten()])
-    (map_,) = kapps.features(net, [2])(np.zeros((1, 8, 8, 3)))
-    assert map_.shape == (1, 3, 3, 4)
+    assert kapps.features(net, [2]).output_shape == (None, 3, 3, 4)
 
 
 PAIR = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]

@@ -47,26 +47,15 @@ DAILY = {"LeNet5Original", "ResNet18", "MobileNetV3Small"}
 # an activation of its own; with auxiliary outputs; pooled; pooled with a hidden layer.
 HEADS = {"LeNet5", "LeNet5Original", "NiN", "GoogLeNet", "ResNet18", "MobileNetV3Small"}
 
-# Logits of nets above so many parameters are compared at night; but of one where a family has no
-# smaller one.
-LARGE = 60e6
-LARGE_DAILY = {"AlexNet", "VGG11", "VGG11_BN"}
 
-
-def nightly(row: Row, *, logits: bool) -> bool:
-    """Whether a row's test is left to `make test-nightly`: a thousand layers, or a GB of weights.
-
-    They differ from shallower and narrower ones in the numbers of their own table row alone.
-    """
-    if logits:
-        return row.parameters > LARGE and row.name not in LARGE_DAILY
-    return row.arguments.get("depth", 0) > 1000
-
-
-def rows(condition: Callable[[Row], object], *, logits: bool = False) -> pytest.MarkDecorator:
+def rows(
+    condition: Callable[[Row], object], *, nightly: Callable[[Row], bool] = lambda row: False
+) -> pytest.MarkDecorator:
     """A test for each row of the table that meets the condition.
 
-    One model after the other: what a fixture built for one is gone with the next.
+    One model after the other: what a fixture built for one is gone with the next. `make
+    test-nightly` has those that are `nightly`: a thousand layers, or a GB of weights, of networks
+    that differ from shallower and narrower ones in numbers only.
     """
     found = [
         pytest.param(
@@ -74,7 +63,7 @@ def rows(condition: Callable[[Row], object], *, logits: bool = False) -> pytest.
             id=row.id,
             marks=[pytest.mark.few] * (row.id in FEW)
             + [pytest.mark.slow] * (row.id not in DAILY)
-            + [pytest.mark.nightly] * nightly(row, logits=logits),
+            + [pytest.mark.nightly] * nightly(row),
         )
         for row in TABLE
         if condition(row)
@@ -82,9 +71,14 @@ def rows(condition: Callable[[Row], object], *, logits: bool = False) -> pytest.
     return pytest.mark.parametrize("row", found, scope="module")
 
 
-every, full = rows(lambda row: True), rows(lambda row: row.full)
+every = rows(lambda row: True, nightly=lambda row: row.arguments.get("depth", 0) > 1000)
+full = rows(lambda row: row.full, nightly=lambda row: row.parameters > 100e6)
 each_head = rows(lambda row: row.id in HEADS)
-with_peer = rows(lambda row: row.peer, logits=True)
+# Of the families that have no smaller network, one each way.
+with_peer = rows(
+    lambda row: row.peer,
+    nightly=lambda row: row.parameters > 60e6 and row.name not in {"AlexNet", "VGG11", "VGG11_BN"},
+)
 
 
 def build(row: Row, **arguments) -> keras.Model:

@@ -81,7 +81,7 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
     }
     assert {"kapps/__init__.py", "kapps/tools/__init__.py", "kapps/tflite/__init__.py"} <= expected
     data = {"kapps/py.typed", "kapps/weights_index.csv"}
-    stubs = {"kapps/__init__.pyi"}
+    stubs = {"kapps/__init__.pyi", "kapps/tflite/__init__.pyi"}
     assert modules(wheel) == expected | data | stubs
     assert "Apache License" in dist_info(wheel, "licenses/LICENSE")
 

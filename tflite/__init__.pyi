@@ -1,0 +1,55 @@
+"""The public names, each once: `__init__.py` reads them, type checkers as well."""
+
+from .accuracy import Accuracy as Accuracy
+from .accuracy import evaluate_file as evaluate_file
+from .accuracy import read_accuracy as read_accuracy
+from .accuracy import write_accuracy as write_accuracy
+from .comparison import Comparison as Comparison
+from .comparison import LayerError as LayerError
+from .comparison import compare_layers as compare_layers
+from .conversion import QUANTIZATIONS as QUANTIZATIONS
+from .conversion import Conversion as Conversion
+from .conversion import convert as convert
+from .file_comparison import FileComparison as FileComparison
+from .file_comparison import TensorError as TensorError
+from .file_comparison import compare_files as compare_files
+from .inspection import Inspection as Inspection
+from .inspection import float_operations as float_operations
+from .inspection import inspect as inspect
+from .inspection import inspect_each as inspect_each
+from .interpreter import Runner as Runner
+from .measurement.benchmark import benchmark as benchmark
+from .measurement.benchmark import read_results as read_results
+from .measurement.benchmark import write_results as write_results
+from .measurement.latency import STOP_RULES as STOP_RULES
+from .measurement.latency import Latency as Latency
+from .measurement.latency import StopRule as StopRule
+from .measurement.latency import measure as measure
+from .metadata import Metadata as Metadata
+from .metadata import read_metadata as read_metadata
+from .metadata import weights_sha256 as weights_sha256
+from .passes import PASSES as PASSES
+from .passes import Pass as Pass
+from .passes import rgb_input as rgb_input
+from .passes import run_passes as run_passes
+from .report import Confusion as Confusion
+from .report import Overview as Overview
+from .report import Row as Row
+from .report import read_overview as read_overview
+from .report import write_overview as write_overview
+from .report import write_report as write_report
+from .tuning import cluster as cluster
+from .tuning import logits as logits
+from .tuning import prune as prune
+from .tuning import quantize_aware as quantize_aware
+from .tuning import restore as restore
+from .tuning import sparsity as sparsity
+from .tuning import strip as strip
+from .tuning_run import TuneConfig as TuneConfig
+from .tuning_run import TuneResult as TuneResult
+from .tuning_run import tune as tune
+from .verification import ConversionError as ConversionError
+from .verification import Verification as Verification
+from .verification import verify as verify
+
+__all__: list[str]
