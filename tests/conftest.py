@@ -126,8 +126,12 @@ def mediapipe_agrees(tmp_path_factory):
     def scores(files, images):
         from kapps.tflite import read_metadata
 
-        saved = tmp_path_factory.mktemp("mediapipe") / "images.npy"
-        np.save(saved, images)
+        saved = tmp_path_factory.mktemp("mediapipe") / "images"
+        with open(saved, "wb") as stream:
+            if isinstance(images, list):
+                np.savez(stream, *images)
+            else:
+                np.save(stream, images)
         script = Path(__file__).with_name("mediapipe_classify.py")
         command = [python, str(script), str(saved), *map(str, files)]
         child = subprocess.run(command, **_CAPTURED)
@@ -140,13 +144,14 @@ def mediapipe_agrees(tmp_path_factory):
             for file, found in zip(files, results.values(), strict=True)
         }
 
-    def agrees(files, images):
+    def agrees(files, images, squares=None):
+        """Of a list of images of any size MediaPipe takes the central `squares`."""
         from kapps.tflite import Runner
 
         found = scores(files, images)
         for file, theirs in found.items():
             runner = Runner(file)
-            apart = np.abs(theirs - runner.predict(images))
+            apart = np.abs(theirs - runner.predict(images if squares is None else squares))
             step = runner.output_quantization[0]
             assert apart.max() <= 1e-5 if not step else apart.mean() <= step, (file, apart)
         return found

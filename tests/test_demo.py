@@ -57,6 +57,16 @@ def test_accuracy_is_there_and_survives(rows):
         assert exact - top1[network, "int8"] <= 0.01, network
 
 
+def test_the_figures_in_the_readme_are_those_of_today(rows):
+    """All that does not depend on the machine; training on another CPU rounds differently."""
+    told = json.loads((Path(__file__).parents[1] / "docs" / "demo.json").read_text())
+    for name in ("model", "variant", "file", "delegate_pieces", "threads"):
+        assert [row[name] for row in rows] == [row[name] for row in told], name
+    for row, before in zip(rows, told, strict=True):
+        assert row["size_bytes"] == pytest.approx(before["size_bytes"], rel=0.02), row["file"]
+        assert abs(row["top1"] - before["top1"]) <= 0.02, row["file"]  # 7 images of 360
+
+
 def test_accuracy_is_what_the_files_do(rows):
     """The two cheapest files, scored anew."""
     source = data.load("digits").test

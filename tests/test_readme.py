@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,6 +24,17 @@ SETUP = ("make ", "pip ", "bazel ")
 
 def test_readme_has_the_two_commands():
     assert any(text.startswith("make demo") and "make test" in text for _, text in BLOCKS)
+
+
+def test_the_figures_of_the_demonstration_are_those_that_were_measured():
+    """benchmarks/readme_figures.py wrote the table, from figures that lie beside it."""
+    path = ROOT / "benchmarks" / "readme_figures.py"
+    script = runpy.run_path(str(path), run_name="readme_figures")
+    rows = json.loads((ROOT / "docs" / "demo.json").read_text())
+    assert script["with_table"](README, rows) == README
+    assert len(script["table"](rows).splitlines()) == 2 + 4 + 2
+    rows[0]["top1"] = 0.123
+    assert script["with_table"](README, rows) != README
 
 
 def test_the_list_of_models_is_complete():

@@ -18,16 +18,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sshd
+from programs import run_here
 from tflite_crafted import crafted_file
 
 from kapps import InputError
-from kapps.tflite import child
 from kapps.tflite.measurement import benchmark_tool, ssh
 from kapps.tflite.measurement.benchmark import benchmark, read_results, table, write_results
 from kapps.tflite.measurement.benchmark_tool import Launch, parse_result, parse_text
 from kapps.tflite.measurement.latency import STOP_RULES, Latency, StopRule, identity
 
-pytest_plugins = ["tflite_fixtures"]
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """Files that run, a slow one and a fast one."""
+    folder = tmp_path_factory.mktemp("nets")
+    (folder / "slow.tflite").write_bytes(crafted_file([1, 3 * 128**2], side=256))
+    (folder / "fast.tflite").write_bytes(crafted_file([1, 12]))
+    return [folder / "slow.tflite", folder / "fast.tflite"]
+
 
 SAMPLES = [float(n) for n in range(1, 101)]
 
@@ -207,10 +215,10 @@ def test_stop_rules():
     assert STOP_RULES["mlperf"] == StopRule(1024, 60.0)
 
 
-def test_the_stop_rule_is_kept_for_each_file(conversions, monkeypatch):
+def test_the_stop_rule_is_kept_for_each_file(nets, monkeypatch):
     """Also for the fast one of two; shorter than the real rules."""
     monkeypatch.setitem(STOP_RULES, "quick", StopRule(64, 0.3))
-    slow, fast = benchmark([conversions["dynamic"].path, conversions["float32"].path])
+    slow, fast = benchmark(nets)
     for result in (slow, fast):
         assert len(result.samples_ms) == result.runs >= 64
         assert sum(result.samples_ms) >= 300
@@ -256,13 +264,24 @@ def test_a_board_with_the_tool(pushed, board, result, tmp_path):
     assert [path.name for path in board.home.iterdir()] == ["log"]
 
 
-def test_a_board_with_an_interpreter(board, conversions, monkeypatch):
+def test_a_board_with_the_tool_and_a_file_for_images_of_any_size(board, tmp_path):
+    board.script("benchmark_model", TOOL.partition("\n")[2])
+    path = tmp_path / "any.tflite"
+    path.write_bytes(crafted_file([1, 12], any_size=True))
+    (result,) = benchmark([path], device="ssh:board", launches=1, input_shape=(1, 4, 4, 3))
+    assert result.mean_ms == 1.5
+    log = (board.home / "log").read_text()
+    assert " --input_layer=1x4x4x3 --input_layer_shape=1,4,4,3\n" in log
+
+
+def test_a_board_with_an_interpreter(board, nets, tmp_path, monkeypatch):
     monkeypatch.setitem(STOP_RULES, "quick", StopRule(8, 0.1))
     board.script("python3", f'exec {shlex.quote(sys.executable)} "$@"\n')
-    paths = [conversions[name].path for name in ("float32", "int8")]
+    paths = [*nets, tmp_path / "any.tflite"]
+    paths[2].write_bytes(crafted_file([1, 12], any_size=True))
     with pytest.raises(InputError, match="ssh:board has no benchmark_model, and without it no gpu"):
         benchmark(paths, device="ssh:board", accelerator="gpu")
-    results = benchmark(paths, device="ssh:board", threads=2)
+    results = benchmark(paths, device="ssh:board", threads=2, input_shape=(1, 4, 4, 3))
     for path, measured in zip(paths, results, strict=True):
         assert measured.file == path
         assert len(measured.samples_ms) == measured.runs >= 8
@@ -338,32 +357,6 @@ def test_no_content_of_a_result_file_does_harm():
     assert parse_result(b"\xff" * 20) is None
 
 
-@pytest.mark.slow
-def test_mutants_of_a_file(conversions, tmp_path):
-    """Whatever is wrong in a file: one line, and no harm to this process."""
-    whole = conversions["int8"].path.read_bytes()
-    rng = np.random.default_rng(0)
-    requests = []
-    for number in range(60):
-        mutant = bytearray(whole)
-        for at in rng.integers(0, len(whole), rng.integers(1, 20)):
-            mutant[at] = rng.integers(0, 256)
-        path = tmp_path / f"{number}.tflite"
-        path.write_bytes(mutant)
-        request = {"paths": [str(path)], "folder": str(tmp_path), "threads": 1, "warmup": 0}
-        requests.append(request | _SHORT)
-    outcomes = child.run_each("measurement.latency_task", requests, time_limit=10.0)
-    bad = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
-    assert bad
-    assert len(bad) < len(outcomes)
-    for error in bad:
-        assert ".tflite" in str(error)
-        assert "\n" not in str(error)
-
-
-_SHORT = {"min_runs": 1, "min_seconds": 0, "turn_ms": 1}
-
-
 # The binary.
 
 
@@ -377,21 +370,21 @@ def _run(*arguments, **settings):
     )
 
 
-@pytest.mark.slow
-def test_the_binary(conversions, tmp_path):
+def test_the_binary(nets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(STOP_RULES, "quick", StopRule(64, 0.2))
     output = tmp_path / "results.json"
-    paths = [str(conversions[name].path) for name in ("float32", "int8")]
-    done = _run("--threads=2", f"--output={output}", *paths)
-    assert done.returncode == 0, done.stderr
+    command = f"--threads=2 --output={output} {nets[0]} {nets[1]}"
+    done = run_here("tflite.programs.benchmark", command, capsys)
+    assert done.code in (None, 0), done.stderr
     assert "host: " in done.stdout
-    assert "net-float32.tflite" in done.stdout
-    assert "100%" in done.stderr
+    assert "at least 64 runs and 0.2 s" in done.stdout
+    assert "slow.tflite" in done.stdout
     results = read_results(output)
-    assert [result.file.name for result in results] == [Path(path).name for path in paths]
+    assert [result.file.name for result in results] == [path.name for path in nets]
     for result in results:
         assert result.threads == 2
         assert result.runs >= 64
-        assert sum(result.samples_ms) >= 6000
+        assert sum(result.samples_ms) >= 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import keras
@@ -15,8 +17,11 @@ import kapps
 from kapps import InputError
 from kapps.tflite import QUANTIZATIONS, ConversionError, Runner, convert, read_metadata
 from kapps.tflite import conversion as conversion_module
-from kapps.tflite.images import check_pixels
-from kapps.tflite.verification import LIMITS, compare, predict
+from kapps.tflite.classifier import as_classifier
+from kapps.tflite.converter import quiet
+from kapps.tflite.images import check_pixels, weaknesses
+from kapps.tflite.metadata import check_labels
+from kapps.tflite.verification import LIMITS, _rounding, compare, predict
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -236,6 +241,10 @@ def _buffers(content):
             yield tensor, view
 
 
+def test_labels_of_a_dict_are_in_the_order_of_their_indices():
+    assert check_labels({"dog": 1, "ant": np.int64(2), "cat": 0}, 3) == ("cat", "dog", "ant")
+
+
 def test_figures_of_a_comparison():
     expected = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]])
     actual = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]])
@@ -268,7 +277,7 @@ class _Bessel(layers.Layer):
     def call(self, x):
         import tensorflow as tf
 
-        return tf.math.bessel_i0(x)
+        return tf.math.bessel_i0(x / 255)
 
 
 def test_an_operation_that_is_not_built_in_names_the_layer(digits, tmp_path):
@@ -417,6 +426,141 @@ def test_good_images_pass(scene_net, digits):
             check_pixels(model, images, "calibration")
 
 
+def _seen(images):
+    """A network of two batch norms whose statistics are those of these images."""
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            *[layers.Conv2D(8, 3, use_bias=False), layers.BatchNormalization(), layers.ReLU()],
+            *[layers.Conv2D(8, 3, use_bias=False), layers.BatchNormalization(), layers.ReLU()],
+            *[layers.GlobalAveragePooling2D(), layers.Dense(5, activation="softmax")],
+        ],
+        name="foreign",
+    )
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0
+    for _ in range(3):  # the second norm needs the first one's statistics
+        model(images.astype("float32"), training=True)
+    return model
+
+
+_SCALES = {
+    "x / 255": (lambda x: x / 255.0, {"mean": 0, "std": 255}),
+    "x / 127.5 - 1": (lambda x: x / 127.5 - 1, {"mean": 127.5, "std": 127.5}),
+    "normalized by ImageNet's mean and std": (
+        lambda x: (x / 255.0 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225),
+        {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
+    ),
+}
+
+
+@pytest.mark.parametrize("how", _SCALES)
+def test_a_model_trained_on_scaled_images_is_told_from_its_statistics(how):
+    scale, remedy = _SCALES[how]
+    scenes = _scenes(48)
+    model = _seen(scale(scenes))
+    with pytest.raises(InputError, match=f"would be if they were {re.escape(how)}") as raised:
+        check_pixels(model, scenes, "calibration")
+    assert f"mean={remedy['mean']}, std={remedy['std']}" in str(raised.value)
+    check_pixels(as_classifier(model, **remedy), scenes, "calibration", normalized=True)
+    check_pixels(_seen(scenes), scenes, "calibration")
+
+
+def test_a_file_with_mean_and_std_takes_the_pixels_of_the_camera(tmp_path, mediapipe_agrees):
+    scenes = _scenes(48)
+    model = _seen(scenes / 127.5 - 1)
+    with pytest.raises(InputError, match=r"go from -1 to .*as if normalized.*std=255"):
+        convert(model, tmp_path / "net.tflite", verification=scenes / 127.5 - 1)
+    expected = predict(model, scenes / 127.5 - 1)
+    files = []
+    for quantization, atol in (("float32", 1e-5), ("int8", 0.05)):
+        files.append(tmp_path / f"{quantization}.tflite")
+        convert(
+            model, files[-1], quantization=quantization, calibration=scenes, mean=127.5, std=127.5
+        )
+        runner = Runner(files[-1])
+        np.testing.assert_allclose(runner.predict(scenes), expected, atol=atol)
+        assert (runner.metadata.mean, runner.metadata.std) == ((0.0,), (1.0,))
+    assert Runner(files[1]).input_quantization == (1.0, 0)  # bytes as they are
+    mediapipe_agrees(files, scenes[:4])
+
+
+# What a check is worth.
+
+
+def _probabilities(*rows):
+    return np.array(rows, "float32")
+
+
+@pytest.mark.parametrize(
+    ("images", "expected", "message"),
+    [
+        (_scenes(15), _probabilities((1, 0), (0, 1)), "only 15 verification images"),
+        (_images(shape=(20, 32, 32, 3)), _probabilities((1, 0), (0, 1)), "look like noise"),
+        (_scenes(20), _probabilities((0.5, 0.5), (0.501, 0.499)), "nearly the same probabilities"),
+    ],
+)
+def test_a_check_that_says_little_is_called_so(images, expected, message, scene_net):
+    (found,) = weaknesses(scene_net, {"verification": images}, expected)
+    assert message in found
+
+
+def test_certainty_without_anything_that_tells_the_range():
+    sure = _probabilities((1, 0), (0, 1), (1, 0))
+    image = keras.Input((32, 32, 3))
+    plain = keras.Model(image, layers.Dense(2, "softmax")(layers.Flatten()(image)))
+    scaled = keras.Model(image, plain(layers.Rescaling(1 / 255)(image)))
+    (found,) = weaknesses(plain, {"verification": _scenes(16)}, sure)
+    assert "sure beyond all doubt" in found
+    assert not weaknesses(scaled, {"verification": _scenes(16)}, sure)
+    assert not weaknesses(plain, {"verification": _scenes(16)}, _probabilities((0.9, 0.1), (0, 1)))
+
+
+def test_real_images_and_a_trained_network_are_beyond_doubt(net, digits, scene_net):
+    for images in (digits[0][0], digits[1][0]):
+        assert not weaknesses(net, {"verification": images}, predict(net, images[:100]))
+    varied = _probabilities((1, 0), (0, 1))
+    for images in (_scenes(16), np.repeat(_scenes(16).mean(-1, keepdims=True), 3, axis=-1)):
+        assert not weaknesses(scene_net, {"verification": images}, varied)
+
+
+def test_a_weak_check_is_a_warning_of_whoever_converts(net, digits, tmp_path):
+    with pytest.warns(UserWarning, match="weak check: only 8 verification images") as found:
+        convert(net, tmp_path / "net.tflite", verification=digits[1][0][:8])
+    assert [Path(warning.filename) for warning in found] == [Path(__file__)]
+
+
+def test_a_network_is_not_held_to_less_than_its_own_rounding(digits):
+    """Of logits in the thousands float32 does not tell the probabilities to four digits."""
+    image = keras.Input((16, 16, 3))
+    dense = layers.Dense(2, "softmax")
+    model = keras.Model(image, dense(layers.Flatten()(image)))
+    kernel = np.random.default_rng(0).normal(0, 1e3, (768, 2))
+    dense.set_weights([kernel, np.zeros(2)])
+    images = digits[1][0][:4].astype("float32")
+    logits = images.reshape(4, -1).astype(float) @ kernel
+    dense.set_weights([kernel, [0, float(logits[0, 0] - logits[0, 1])]])  # the first is undecided
+    expected = predict(model, images)
+    assert _rounding(model, images, expected).drift > LIMITS["float32"].drift
+    steady = small_net()
+    assert _rounding(steady, images, predict(steady, images)).drift < LIMITS["float32"].drift / 10
+
+
+# What TensorFlow prints.
+
+
+@pytest.mark.parametrize(("level", "printed"), [("0", True), ("2", False), (None, False)])
+def test_what_the_converter_prints_stays_out_unless_asked_for(level, printed, monkeypatch, capfd):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    if level is not None:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    with quiet():
+        os.write(2, b"loc(fused[...")
+    os.write(2, b"and after")
+    assert capfd.readouterr().err == ("loc(fused[..." if printed else "") + "and after"
+
+
 def test_gray_images_pass_with_a_network_trained_on_them(net, digits):
     for images in (digits[0][0][:64], digits[0][0][:64, ..., ::-1], digits[1][0]):
         check_pixels(net, images, "calibration")
@@ -436,6 +580,8 @@ def test_gray_images_pass_with_a_network_trained_on_them(net, digits):
         ({"verification": _images(), "labels": ["a", "b"]}, "2 labels for a model of 10 classes"),
         ({"verification": _images(), "labels": ["a\nb"] * 10}, "label 0"),
         ({"verification": _images(), "labels": "abcdefghij"}, "a list of strings"),
+        ({"verification": _images(), "labels": set("abcdefghij")}, "a set has no order"),
+        ({"verification": _images(), "labels": {"a": 0, "b": 2}}, "from 0 on and without gaps"),
     ],
 )
 def test_bad_arguments(net, tmp_path, arguments, message):
@@ -461,19 +607,6 @@ def test_a_model_of_no_fixed_size(tmp_path):
     model = keras.Model(image, layers.Dense(10, "softmax")(x))
     with pytest.raises(InputError, match="input_shape="):
         convert(model, tmp_path / "net.tflite", verification=_images())
-
-
-def test_a_model_of_two_outputs(tmp_path):
-    image = keras.Input((16, 16, 3))
-    x = layers.GlobalAveragePooling2D()(image)
-    model = keras.Model(image, [layers.Dense(10, "softmax")(x), layers.Dense(2)(x)], name="two")
-    with pytest.raises(InputError, match="'two' is no image classifier"):
-        convert(model, tmp_path / "net.tflite", verification=_images())
-
-
-def test_the_name_of_a_file_in_place_of_a_model(tmp_path):
-    with pytest.raises(InputError, match="'net.keras' is no image classifier"):
-        convert("net.keras", tmp_path / "net.tflite", verification=_images())
 
 
 def test_a_model_that_is_no_classifier(tmp_path):

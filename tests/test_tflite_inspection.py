@@ -334,7 +334,7 @@ def test_a_file_for_images_of_any_size(tmp_path):
     path.write_bytes(crafted_file([1, 12], any_size=True))
     i = inspect(path)
     assert [op.name for op in i.operations] == ["AVERAGE_POOL_2D", "RESHAPE"]
-    assert i.failure.startswith("takes an input of ?x?x?x3, which is no size: give one, such as")
+    assert i.failure.startswith("takes an input of ?x?x?x3, which is no size: give --input_shape")
     assert "  input       float32 ?x?x?x3  not quantized" in str(i)
     assert "delegate    not tried: takes an input of ?x?x?x3" in str(i)
     sized = inspect(path, input_shape=(1, 4, 4, 3))

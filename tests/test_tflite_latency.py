@@ -10,18 +10,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tflite_crafted import crafted_file
+from tflite_crafted import crafted_file, crafted_sine
 
 from kapps import InputError
 from kapps.tflite import child, measure
 from kapps.tflite.interpreter import load_interpreter
 from kapps.tflite.measurement import latency, latency_task
 
-pytest_plugins = ["tflite_fixtures"]
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """Files that run: {name: path}."""
+    folder = tmp_path_factory.mktemp("nets")
+    contents = {
+        "float32": crafted_file([1, 12]),
+        "int8": crafted_sine(),
+        "large": crafted_file([1, 3 * 512**2], side=1024),
+    }
+    for name, content in contents.items():
+        (folder / f"net-{name}.tflite").write_bytes(content)
+    return {name: folder / f"net-{name}.tflite" for name in contents}
 
 
-def test_measures_each_file(conversions):
-    paths = [conversions["float32"].path, conversions["int8"].path]
+def test_measures_each_file(nets):
+    paths = [nets["float32"], nets["int8"]]
     results = measure(paths, min_runs=64, min_seconds=0)
     assert [result.file for result in results] == paths
     for result in results:
@@ -37,25 +49,24 @@ def test_measures_each_file(conversions):
     assert results[0].delegate_pieces == 1
 
 
-def test_runs_at_least_as_long_as_asked(conversions):
-    for result in measure(
-        [conversions["int8"].path, conversions["dynamic"].path], min_runs=1, min_seconds=0.3
-    ):
+def test_runs_at_least_as_long_as_asked(nets):
+    for result in measure([nets["int8"], nets["large"]], min_runs=1, min_seconds=0.3):
         assert sum(result.samples_ms) >= 300
 
 
-def test_the_memory_is_each_files_own(conversions, tmp_path):
+def test_the_memory_is_each_files_own(nets):
     """What a file holds beyond another is in its figure, whatever is measured beside it."""
-    small, large = conversions["float32"].path, conversions["int8"].path
-    alone = measure([small], min_runs=1, min_seconds=0)[0].peak_memory_mb
-    beside = measure([large, small], min_runs=1, min_seconds=0)[1].peak_memory_mb
-    assert alone > 0
-    assert beside == pytest.approx(alone, abs=1.0)  # MB
+    small, large = nets["float32"], nets["large"]
+    (alone,) = measure([small], min_runs=1, min_seconds=0)
+    much, beside = measure([large, small], min_runs=1, min_seconds=0)
+    assert alone.peak_memory_mb > 0
+    assert beside.peak_memory_mb == pytest.approx(alone.peak_memory_mb, abs=1.0)
+    assert much.peak_memory_mb > alone.peak_memory_mb + 12  # the image alone
 
 
-def test_progress_goes_up_to_one(conversions):
+def test_progress_goes_up_to_one(nets):
     shares = []
-    measure([conversions["int8"].path], min_runs=100, min_seconds=0, progress=shares.append)
+    measure([nets["int8"]], min_runs=100, min_seconds=0, progress=shares.append)
     assert shares == sorted(shares)
     assert shares[0] > 0
     assert shares[-1] == 1
@@ -169,24 +180,24 @@ def test_nothing_to_measure():
     assert measure([]) == []
 
 
-def test_a_file_that_is_not_there(tmp_path, conversions):
+def test_a_file_that_is_not_there(tmp_path, nets):
     with pytest.raises(InputError, match=r"no such file: .*none\.tflite"):
-        measure([conversions["int8"].path, tmp_path / "none.tflite"])
+        measure([nets["int8"], tmp_path / "none.tflite"])
 
 
-def test_a_file_that_does_not_load_is_named(tmp_path, conversions):
+def test_a_file_that_does_not_load_is_named(tmp_path, nets):
     bad = tmp_path / "bad.tflite"
-    bad.write_bytes(conversions["int8"].path.read_bytes()[:2000])
+    bad.write_bytes(nets["int8"].read_bytes()[:500])
     with pytest.raises(InputError, match=r"bad\.tflite is no \.tflite file"):
-        measure([conversions["int8"].path, bad])
+        measure([nets["int8"], bad])
 
 
-def test_an_endless_measurement_is_ended(conversions):
-    with pytest.raises(InputError, match=r"net-int8\.tflite: took over 4 s and was ended"):
-        measure([conversions["int8"].path], min_seconds=100, time_limit=4)
+def test_an_endless_measurement_is_ended(nets):
+    with pytest.raises(InputError, match=r"net-int8\.tflite: took over 2 s and was ended"):
+        measure([nets["int8"]], min_seconds=100, time_limit=2)
 
 
 @pytest.mark.parametrize("arguments", [{"threads": 0}, {"min_runs": 0}, {"warmup": -1}])
-def test_bad_arguments(arguments, conversions):
+def test_bad_arguments(arguments, nets):
     with pytest.raises(InputError, match="at least"):
-        measure([conversions["int8"].path], **arguments)
+        measure([nets["int8"]], **arguments)

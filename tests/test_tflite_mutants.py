@@ -7,8 +7,6 @@ are 500 of them, always the same, and each night 2,000 others.
 from __future__ import annotations
 
 import itertools
-import os
-import secrets
 
 import numpy as np
 import pytest
@@ -113,10 +111,7 @@ def test_all_bad_files(task, many, tmp_path, record_property):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("task", _TASKS)
-def test_other_bad_files_each_night(task, bases, tmp_path, record_property):
-    seed = int(os.environ.get("KAPPS_SEED") or secrets.randbits(32))
-    print(f"KAPPS_SEED={seed}")  # shown if it fails; this variable makes the same files again
-    record_property("seed", seed)
+def test_other_bad_files_each_night(task, bases, tmp_path, record_property, seed):
     files = _files(bases, tmp_path, 1000, seed)
     _check(files, task(files, tmp_path), record_property)
 

@@ -19,6 +19,7 @@ pytest_plugins = ["tflite_fixtures"]
 
 tf_keras = pytest.importorskip("tf_keras")
 tuning = pytest.importorskip("kapps.tflite.tuning")
+weights_of = pytest.importorskip("kapps.tflite.tuning.quantized_graph").weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -127,6 +128,41 @@ def test_the_copy_in_tf_keras_is_exact_for_the_nets(name):
         same = back.get_layer(layer.name).get_weights()
         for old, new in zip(layer.get_weights(), same, strict=True):
             np.testing.assert_array_equal(new, 2 * old)
+
+
+def nested_net():
+    """Two models on one image, whose layers have the same names, in a model."""
+    image = keras.Input((16, 16, 3))
+    branches = []
+    for side in ("left", "right"):
+        x = inner = keras.Input((16, 16, 3))
+        x = _layers.act(_layers.bn(_layers.conv(x, 8, 3, "stem", stride=2), "bn"), "relu", "act")
+        branches.append(keras.Model(inner, x, name=side)(image))
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Add(name="add")(branches))
+    model = keras.Model(image, _layers.dense(x, 10, "head", "softmax"), name="nested_net")
+    for branch in (model.get_layer("left"), model.get_layer("right")):
+        shake(branch)
+    return model
+
+
+def test_nested_models_are_tuned_and_stay_nested():
+    model, images = nested_net(), random_images(96)
+    expected = model(images.astype("float32"), training=False)
+    np.testing.assert_array_equal(rebuild(model)(images.astype("float32")), expected)
+
+    tuned = steps(tuning.quantize_aware(model), images, count=3, rate=0.01)
+    assert_does_as(tuning.tflite_bytes(tuned), tuned, images[:32])
+    restored = tuning.restore(tuned, model)
+    assert [layer.name for layer in restored.layers] == [layer.name for layer in model.layers]
+    for side in ("left", "right"):
+        stem = restored.get_layer(side).get_layer("stem").get_weights()[0]
+        assert not np.array_equal(stem, model.get_layer(side).get_layer("stem").get_weights()[0])
+        np.testing.assert_array_equal(stem, weights_of(tuned)[f"{side}_stem"][0])
+
+    stem = model.get_layer("right").get_layer("stem")  # the left one is the first: never pruned
+    assert tuning.sparsity(model) == 0
+    stem.set_weights([np.zeros_like(weight) for weight in stem.get_weights()])
+    assert tuning.sparsity(model) == stem.count_params() / (stem.count_params() + 8 * 10)
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +337,11 @@ def test_an_add_whose_relu_changes_nothing_is_quantized():
     [
         (lambda net: tuning.prune(net, 1.0), "sparsity must be above 0 and below 1, not 1.0"),
         (lambda net: tuning.cluster(net, 1), "clusters must be 2 to 256, not 1"),
-        (lambda net: tuning.quantize_aware("net"), "expected a Keras model, got str"),
+        (lambda net: tuning.quantize_aware(7), "expected a model of Keras 3, got int"),
+        (
+            lambda net: tuning.prune(keras.Sequential([layers.Dense(3)]), 0.5),
+            "is a Sequential without an input size; begin it with keras.Input",
+        ),
         (lambda net: tuning.tflite_bytes(rebuild(net)), "is not quantization-aware"),
         (lambda net: tuning.strip(tuning.quantize_aware(_with(layers.ReLU()))), "use restore"),
         (lambda net: tuning.restore(rebuild(mixed_net()), net), "do not fit"),

@@ -17,15 +17,17 @@ def crafted_file(
     custom: str = "",
     reads: Sequence[int] = (1, 3),
     any_size: bool = False,
+    side: int = 4,
 ) -> bytes:
-    """A file that pools an image of 4 x 4 pixels and three channels, and gives 12 numbers.
+    """A file that pools an image of three channels by 2, and gives the numbers.
 
     Args:
-        output: the shape of these.
+        output: the shape of these; there are 12 of an image of 4 x 4 pixels.
         kind: of all tensors: "FLOAT32", "UINT8".
         scale: of the tensor between the two operations; others than floats have 1.
         custom: the second operation is of this name, which no runtime has.
         reads: the tensors that it takes; there are four.
+        side: height and width of the image, pixels.
         any_size: the image may be of any size, as long as that gives `output`.
     """
     model = schema.ModelT()
@@ -33,7 +35,8 @@ def crafted_file(
     model.buffers = [schema.BufferT(), schema.BufferT()]
     model.buffers[1].data = np.frombuffer(np.array(output, "<i4").tobytes(), "uint8")
     graph = schema.SubGraphT()
-    graph.tensors = [_tensor(shape, kind) for shape in ([1, 4, 4, 3], [1, 2, 2, 3], output)]
+    pooled = [1, side // 2, side // 2, 3]
+    graph.tensors = [_tensor(shape, kind) for shape in ([1, side, side, 3], pooled, output)]
     graph.tensors.append(_tensor([len(output)], "INT32"))
     graph.tensors[3].buffer = 1
     if any_size:

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from kapps._errors import InputError
+from kapps._errors import InputError, one_line
 from kapps.tflite import child
-from kapps.tflite.child import one_line
 from kapps.tflite.measurement.latency import existing, identity
 from kapps.tflite.results import Count, Name, Sha256, Share, checked, read_json
 from kapps.tools.json_files import write_json

@@ -29,14 +29,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from kapps._errors import InputError, printable
+from kapps._errors import InputError, one_line
 
 MEMORY_LIMIT = 8 << 30  # bytes of address space; the largest network of kapps takes a fifth
 OUTPUT_LIMIT = 64 << 20  # bytes that a child may send; samples and tensors go into files
 _LEAST = 256  # bytes that a line counts for: many short ones are work for the parent too
 FILE_LIMIT = 2 << 30  # bytes of any file that it writes
 _ERRORS_KEPT = 4096  # bytes of what it says on stderr; the rest is dropped
-_MESSAGE_LIMIT = 500  # characters of an error
 _START_LIMIT = 120.0  # seconds in which the server has to be there
 MOST_SECONDS = 1e6  # of a time limit; timers and select() take no endless one
 _GRACE = 30.0  # seconds beyond the time limit after which the server itself is given up
@@ -120,12 +119,6 @@ def check_input_shape(shape: Sequence[int] | None) -> list[int] | None:
     if not shape or not all(type(n) is int and 0 < n < 1 << 31 for n in shape):
         raise InputError(f"input_shape: expected whole numbers above 0, not {list(shape)}")
     return list(shape)
-
-
-def one_line(text: object) -> str:
-    """The text as one printable line of at most 500 characters, whatever a file put into it."""
-    line = printable(text)
-    return line if len(line) <= _MESSAGE_LIMIT else line[: _MESSAGE_LIMIT - 3] + "..."
 
 
 # The parent.

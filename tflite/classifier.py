@@ -40,10 +40,8 @@ def as_classifier(
     Raises:
         InputError: the model is no image classifier, or mean or std do not fit it.
     """
-    _check_graph(model)
-    model = remove_auxiliary_heads(model)
-    _check_ends(model)
-    model = float32(model)
+    check_graph(model)
+    model = float32(_check_ends(remove_auxiliary_heads(model)))
     end = _end(model)
     kind, units = end.activation, int(model.output_shape[-1])
     if kind == "sigmoid" and units == 1:
@@ -61,7 +59,7 @@ def image_shape(model: keras.Model) -> tuple[int, int, int]:
     Raises:
         InputError: it does not give scores of classes for an image of one size.
     """
-    _check_graph(model)
+    check_graph(model)
     _check_ends(remove_auxiliary_heads(model))
     height, width, channels = model.input_shape[1:]
     return height, width, channels
@@ -71,7 +69,12 @@ def _refused(model: Any, why: str) -> InputError:
     return InputError(f"model {getattr(model, 'name', model)!r} is no image classifier: {why}")
 
 
-def _check_graph(model: Any) -> None:
+def check_graph(model: Any) -> None:
+    """Refuses what is no built model of Keras 3 whose graph is known.
+
+    Raises:
+        InputError: it is none; the message says what it is, and what to do.
+    """
     if not isinstance(model, keras.Model):
         kind = type(model).__name__
         raise _refused(
@@ -95,28 +98,27 @@ def _check_graph(model: Any) -> None:
         )
 
 
-def _check_ends(model: keras.Model) -> None:
-    """One tensor of images in, and one of class scores out."""
+def _check_ends(model: keras.Model) -> keras.Model:
+    """The model, if it takes one tensor of images and gives one of class scores, in no list.
+
+    Raises:
+        InputError: it does not.
+    """
     if len(model.inputs) != 1:
         names = ", ".join(repr(tensor.name) for tensor in model.inputs)
         raise _refused(model, f"it takes {len(model.inputs)} inputs ({names}), a file one image")
     if len(model.outputs) != 1:
         raise _refused(model, _several_outputs(model))
-    plain = isinstance(model, keras.Sequential)  # of one tensor each; it has no `input`
-    if not plain and not isinstance(model.input, keras.KerasTensor):
-        kind = type(model.input).__name__
-        raise _refused(
-            model,
-            f"it takes its image in a {kind}; pass keras.Model(model.inputs[0], model.outputs[0])",
-        )
-    if not plain and not isinstance(model.output, keras.KerasTensor):
-        output = model.output
-        inner = f" with the key {next(iter(output))!r}" if isinstance(output, dict) else ""
-        raise _refused(
-            model,
-            f"it returns a {type(output).__name__}{inner}, not a tensor; pass "
-            "keras.Model(model.inputs[0], model.outputs[0])",
-        )
+    if not isinstance(model, keras.Sequential):  # which has one tensor each, and no `input`
+        for what, ends in (("takes its image in", model.input), ("returns", model.output)):
+            if isinstance(ends, dict):
+                raise _refused(
+                    model,
+                    f"it {what} a dict with the key {next(iter(ends))!r}; pass "
+                    "keras.Model(model.inputs[0], model.outputs[0])",
+                )
+        if not all(isinstance(ends, keras.KerasTensor) for ends in (model.input, model.output)):
+            model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     shape, output_shape = model.input_shape, model.output_shape
     if len(shape) != 4:
         raise _refused(
@@ -133,6 +135,7 @@ def _check_ends(model: keras.Model) -> None:
             f"model {model.name!r} takes images of any size, a file has one: build it with "
             "input_shape=(height, width, channels)"
         )
+    return model
 
 
 def _text(shape: Sequence[int | None]) -> str:
@@ -147,7 +150,7 @@ def _several_outputs(model: keras.Model) -> str:
         found.append(f"{end.name!r} {_text(tensor.shape)}{kind}")
     return (
         f"it has {len(model.outputs)} outputs, a file one: {'; '.join(found)}; pass "
-        "keras.Model(model.inputs, model.outputs[0]), or whichever it is"
+        "keras.Model(model.inputs[0], model.outputs[0]), or whichever it is"
     )
 
 

@@ -61,8 +61,8 @@ def _fix_size(
     if input_shape is None and free:
         sides = "x".join("?" if n < 0 else str(n) for n in free[0]["shape_signature"])
         raise NoSize(
-            f"{path} takes an input of {sides}, which is no size: give one, such as "
-            "--input_shape=1,224,224,3"
+            f"{path} takes an input of {sides}, which is no size: give --input_shape=1,224,224,3 "
+            "or the like, or convert it with a fixed size"
         )
     if input_shape is None or not any(-1 in detail["shape_signature"] for detail in inputs):
         return

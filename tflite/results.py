@@ -12,8 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from kapps._errors import InputError
-from kapps.tflite.child import one_line
+from kapps._errors import InputError, one_line
 
 _T = TypeVar("_T")
 

@@ -33,7 +33,7 @@ from kapps.tflite.interpreter import Runner
 from kapps.tools import data, pipeline, runs, training
 from kapps.tools.checkpoints import Checkpoints
 from kapps.tools.json_files import write_json
-from kapps.tools.optimization import Schedule
+from kapps.tools.optimization import Schedule, choose_optimizer, without_decay
 from kapps.tools.recipes import Recipe, get_recipe
 
 _PHASES = ("prune", "cluster", "quantize_aware")
@@ -154,16 +154,12 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
         **{phase: getattr(config, phase) for phase in _PHASES},
     }
     runs.check_same_run(workdir, settings)
-    finished = _finished(workdir)
+    finished = runs.read_result(workdir, TuneResult)
     if finished is not None:
         if progress:
             print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
         return finished
-    if len(dataset.train) < recipe.batch_size:
-        raise InputError(
-            f"a batch of {recipe.batch_size} images is more than the {len(dataset.train)} training "
-            f"images of {run.dataset}; choose a smaller --batch_size"
-        )
+    training.check_batch_size(recipe.batch_size, dataset, run.dataset)
     if "quantize_aware" in phases:
         tuning.quantize_aware(run.model)  # a layer that has no such form is named now, not later
     write_json(workdir / "config.json", settings)
@@ -287,13 +283,8 @@ class _Rate(tf_keras.optimizers.schedules.LearningRateSchedule):
 def _optimizer(recipe: Recipe, steps_per_epoch: int, variables: Sequence[tf.Variable]) -> Any:
     """The recipe's optimizer, as the trainer's, in tf_keras."""
     rate = _Rate(Schedule(recipe, steps_per_epoch))
-    if recipe.optimizer == "adamw":
-        optimizer = tf_keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
-    else:
-        optimizer = tf_keras.optimizers.SGD(
-            rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
+    optimizer = choose_optimizer(recipe, rate, tf_keras.optimizers)
+    optimizer.exclude_from_weight_decay(var_list=without_decay(variables))
     optimizer.build(variables)
     return optimizer
 
@@ -346,15 +337,3 @@ def _write_file(
         pixels, labels = pipeline.images(share, run.image_size, run.crop)
         hits += int((runner.predict(pixels).argmax(axis=1) == labels).sum())
     return hits / len(images)
-
-
-def _finished(workdir: Path) -> TuneResult | None:
-    file, weights = workdir / "result.json", workdir / "weights.safetensors"
-    if not file.is_file() or not weights.is_file():
-        return None
-    try:
-        values = json.loads(file.read_text())
-        values["weights"], values["history"] = str(weights), tuple(values["history"])
-        return TuneResult(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file} is damaged; delete it, or choose another --workdir") from error

@@ -153,7 +153,14 @@ def verify_against(
     runner = Runner(path)
     figures = compare(expected, runner.predict(images), step=runner.output_quantization[0])
     limit = LIMITS[quantization]
-    if not (figures.regret <= limit.regret and figures.drift <= limit.drift):
+    within = figures.regret <= limit.regret and figures.drift <= limit.drift
+    if not within and isinstance(model, keras.Model):
+        noise = _rounding(model, images, expected)
+        within = (
+            figures.regret <= limit.regret + _ROUNDINGS * noise.regret
+            and figures.drift <= limit.drift + _ROUNDINGS * noise.drift
+        )
+    if not within:
         comparison, remedy, same = None, _REMEDY[quantization], model
         if not isinstance(model, keras.Model):  # but a tuned one, of tf_keras
             from kapps.tflite.tuning import restored
@@ -171,6 +178,19 @@ def verify_against(
             comparison,
         )
     return figures
+
+
+def _rounding(model: keras.Model, images: np.ndarray, expected: np.ndarray) -> Verification:
+    """What the model itself makes of pixels that differ by a rounding of float32.
+
+    Of a network whose logits are in the thousands that can be more than a limit, and then no file
+    is nearer to it than it is to itself.
+    """
+    signs = np.random.default_rng(0).choice([-1, 1], images.shape)
+    return compare(expected, predict(model, images * (1 + signs * np.float64(2.0**-23))))
+
+
+_ROUNDINGS = 4  # a file rounds in each layer, and not in the first one only
 
 
 def compare(expected: np.ndarray, actual: np.ndarray, *, step: float = 0.0) -> Verification:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -36,17 +36,28 @@ def make_optimizer(
     recipe: Recipe, steps_per_epoch: int, variables: list[keras.Variable]
 ) -> keras.optimizers.Optimizer:
     """The recipe's optimizer, built for these variables; of them only kernels decay."""
-    schedule = Schedule(recipe, steps_per_epoch)
-    if recipe.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
-    else:
-        optimizer = keras.optimizers.SGD(
-            schedule, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+    optimizer = choose_optimizer(recipe, Schedule(recipe, steps_per_epoch), keras.optimizers)
     optimizer.build(variables)
-    biases_and_normalization = [variable for variable in variables if len(variable.shape) < 2]
-    optimizer.exclude_from_weight_decay(var_list=biases_and_normalization)
+    optimizer.exclude_from_weight_decay(var_list=without_decay(variables))
     return optimizer
+
+
+def choose_optimizer(recipe: Recipe, schedule: Any, optimizers: Any) -> Any:
+    """The recipe's optimizer, not yet built.
+
+    Args:
+        recipe: says which.
+        schedule: of the learning rate, of the library's own class.
+        optimizers: `keras.optimizers`, or `tf_keras.optimizers`.
+    """
+    if recipe.optimizer == "adamw":
+        return optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
+    return optimizers.SGD(schedule, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def without_decay(variables: Iterable[Any]) -> list[Any]:
+    """Biases and normalization: what is no kernel."""
+    return [variable for variable in variables if len(variable.shape) < 2]
 
 
 def prepare_layers(

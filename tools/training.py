@@ -65,11 +65,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         if progress:
             print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
         return finished
-    if len(dataset.train) < recipe.batch_size:
-        raise InputError(
-            f"a batch of {recipe.batch_size} images is more than the {len(dataset.train)} training "
-            f"images of {config.dataset}; choose a smaller --batch_size"
-        )
+    check_batch_size(recipe.batch_size, dataset, config.dataset)
 
     with strategy.scope():
         keras.utils.set_random_seed(config.seed)
@@ -125,6 +121,24 @@ def _check_dtype_policy() -> None:
             f"the dtype policy {name} (of keras.json's floatx, or of "
             "keras.config.set_dtype_policy) is not one to train in: small gradients and steps are "
             f"lost; choose {', '.join(_DTYPE_POLICIES)}"
+        )
+
+
+def check_batch_size(batch_size: int, dataset: data.Dataset, name: str) -> None:
+    """Refuses a batch that the training images do not fill.
+
+    Args:
+        batch_size: images a step.
+        dataset: with the images.
+        name: how the user calls it.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    if len(dataset.train) < batch_size:
+        raise InputError(
+            f"a batch of {batch_size} images is more than the {len(dataset.train)} training "
+            f"images of {name}; choose a smaller --batch_size"
         )
 
 

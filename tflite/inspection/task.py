@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from kapps._errors import InputError
-from kapps.tflite.child import one_line
+from kapps._errors import InputError, one_line
 from kapps.tflite.file_facts import TYPES, buffer_bytes, is_custom, operator_name
 from kapps.tflite.inspection.reasons import reason
 from kapps.tflite.inspection.versions import oldest_runtime

@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Sequence
 
-from kapps._errors import printable
+from kapps._errors import one_line
 from kapps.tflite import tables
 from kapps.tflite.inspection import Inspection, Operation
 
+_MOST_TEXT = 120  # characters of a text of the file
 _MOST_LINES = 20  # of one list; --json has all
 
 
@@ -47,16 +48,17 @@ def _summary(inspection: Inspection) -> str:
     ]
     if len(i.subgraphs) > 1:
         names = ", ".join(graph.name or "unnamed" for graph in i.subgraphs[1:])
-        rows.append(("subgraphs", f"{len(i.subgraphs) - 1} more, not shown here: {_cut(names)}"))
+        told = f"{len(i.subgraphs) - 1} more, not shown here: {one_line(names, _MOST_TEXT)}"
+        rows.append(("subgraphs", told))
     for signature in i.signatures:
         ends = f"{', '.join(signature.inputs)} -> {', '.join(signature.outputs)}"
-        rows.append(("signature", _cut(f"{signature.name}: {ends}")))
-    return "\n".join([_cut(i.path, 4096), *(f"  {name:<11} {value}" for name, value in rows)])
+        rows.append(("signature", one_line(f"{signature.name}: {ends}", _MOST_TEXT)))
+    return "\n".join([one_line(i.path, 4096), *(f"  {name:<11} {value}" for name, value in rows)])
 
 
 def _delegate(i: Inspection) -> str:
     if i.failure:
-        return _cut(f"not tried: {i.failure}", 300)
+        return one_line(f"not tried: {i.failure}", 300)
     off, all_ops = len(i.fallen_off), len(i.operations)
     pieces = f"{i.pieces} piece{'s' * (i.pieces != 1)}"
     return f"XNNPACK of {i.runtime}: {pieces}, {off or 'none'} of {all_ops} operations outside"
@@ -136,14 +138,13 @@ def _quantization(i: Inspection) -> tuple[list[str], list[list[str]]]:
 def _metadata(i: Inspection) -> tuple[list[str], list[list[str]]]:
     rows = []
     if i.metadata_error:
-        rows.append(["error", _cut(i.metadata_error)])
+        rows.append(["error", one_line(i.metadata_error, _MOST_TEXT)])
     for name, value in (i.metadata or {}).items():
         if name == "labels" and value:
             value = f"{len(value)}: {', '.join(map(str, value[:5]))}{', ...' * (len(value) > 5)}"
         if value:
-            rows.append(
-                [name, _cut(", ".join(map(str, value)) if isinstance(value, list) else value)]
-            )
+            told = ", ".join(map(str, value)) if isinstance(value, list) else value
+            rows.append([name, one_line(told, _MOST_TEXT)])
     rows += [[f"entry {name}", _size(size)] for name, size in i.entries.items()]
     rows += [[f"file {name}", _size(size)] for name, size in i.attached.items()]
     return ["", ""], rows
@@ -158,11 +159,6 @@ def _size(count: int) -> str:
     if count < 10_000:
         return f"{count} B"
     return f"{count / 1e3:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
-
-
-def _cut(value: object, most: int = 120) -> str:
-    line = printable(value)
-    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -15,8 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kapps._errors import InputError
-from kapps.tflite.child import one_line
+from kapps._errors import InputError, one_line
 from kapps.tflite.measurement import benchmark_tool
 from kapps.tflite.measurement.benchmark_tool import Settings
 from kapps.tflite.measurement.latency import Latency

@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kapps._errors import InputError
+from kapps._errors import InputError, one_line
 from kapps._files import atomic_write
 from kapps.tflite import child, tables
-from kapps.tflite.child import one_line
 from kapps.tflite.measurement import benchmark_tool, latency
 from kapps.tflite.measurement.benchmark_tool import ACCELERATORS, LAUNCHES, Settings
 from kapps.tflite.measurement.latency import STOP_RULES, Latency

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import kapps
-from kapps._errors import InputError
-from kapps.tflite.child import check_time_limit, one_line
+from kapps._errors import InputError, one_line
+from kapps.tflite.child import check_time_limit
 from kapps.tflite.measurement.latency import Latency, StopRule, identity, now
 from kapps.tflite.measurement.transport import Completed, Transport
 

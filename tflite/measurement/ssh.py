@@ -19,8 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from kapps._errors import InputError
-from kapps.tflite.child import one_line
+from kapps._errors import InputError, one_line
 from kapps.tflite.measurement.transport import Completed, quoted
 
 _CONNECT_SECONDS = 15

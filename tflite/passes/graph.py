@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -214,6 +215,83 @@ def _take_weights(copy: Any, layer: Any) -> None:
             new._value = old._value  # Keras has no public way to hand in a variable
         else:
             new.assign(old)
+
+
+def leaves(model: keras.Model) -> dict[str, keras.Layer]:
+    """The layers of a model and of those nested in it, by names that are unique in all of it.
+
+    A layer of a nested model has its own name, and where several layers have that, those of the
+    models that it is in before it: "backbone_conv1".
+    """
+    found: list[tuple[str, keras.Layer]] = []  # names of the models that it is in, joined
+    seen: set[int] = set()
+
+    def collect(model: keras.Model, path: str) -> None:
+        for layer in model.layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            if isinstance(layer, keras.Model):
+                collect(layer, f"{path}{layer.name}_")
+            elif not (path and isinstance(layer, layers.InputLayer)):
+                found.append((path, layer))
+
+    collect(model, "")
+    count = Counter(layer.name for _, layer in found)
+    named = {
+        f"{path}{layer.name}" if count[layer.name] > 1 else layer.name: layer
+        for path, layer in found
+    }
+    if len(named) < len(found):
+        raise InputError(
+            f"model {model.name!r} has models nested in it whose layers cannot be told apart by "
+            "their names; give the nested models other names"
+        )
+    return named
+
+
+def flattened(model: keras.Model) -> keras.Model:
+    """The same with the layers of nested models in their place, named as in `leaves`.
+
+    The model itself if nothing is nested in it.
+
+    Raises:
+        InputError: as `rebuild`.
+    """
+    graph = _functional(model)
+    if not any(isinstance(layer, keras.Model) for layer in graph.layers):
+        return model
+    names = {id(layer): name for name, layer in leaves(graph).items()}
+    copies: dict[int, tuple[Any, Any]] = {}
+
+    def call(layer: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, keras.Model):
+            return run(_functional(layer), args[0])
+        if id(layer) not in copies:
+            copy = copy_layer(layer, **({"name": names[id(layer)]} if id(layer) in names else {}))
+            copies[id(layer)] = layer, copy
+            with _undrawn(copy):
+                return copy(*args, **kwargs)
+        return copies[id(layer)][1](*args, **kwargs)
+
+    def run(graph: keras.Model, inputs: Any) -> Any:
+        tensors = {
+            id(x): value for x, value in zip(graph.inputs, keras.tree.flatten(inputs), strict=True)
+        }
+        for node in Graph(graph).nodes:
+            if node.is_input:
+                continue
+            args, kwargs = node.arguments.fill_in(tensors)
+            outputs = keras.tree.flatten(call(node.operation, *args, **kwargs))
+            tensors.update({id(x): y for x, y in zip(node.outputs, outputs, strict=True)})
+        return _plain([tensors[id(x)] for x in graph.outputs])
+
+    inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name) for x in graph.inputs]
+    flat = keras.Model(_plain(inputs), run(graph, _plain(inputs)), name=model.name)
+    for layer, copy in copies.values():
+        if isinstance(layer, keras.Layer):
+            _take_weights(copy, layer)
+    return flat
 
 
 def replace(model: keras.Model, plan: Plan) -> keras.Model:

@@ -27,7 +27,9 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper im
 )
 
 from kapps._errors import InputError, check_whole
+from kapps.tflite.classifier import check_graph
 from kapps.tflite.converter import converted, make_converter
+from kapps.tflite.passes.graph import leaves
 from kapps.tflite.tuning import quantized_graph, tf_keras_copy
 
 IO = Literal["uint8", "int8", "float32"]
@@ -42,8 +44,8 @@ def quantize_aware(model: keras.Model | tf_keras.Model) -> tf_keras.Model:
     or equal stay so.
 
     Args:
-        model: a Keras 3 model, which stays as it is; or one from `prune` or `cluster`, trained,
-            whose layers the result shares.
+        model: a Keras 3 model, which stays as it is, and may have models nested in it; or one from
+            `prune` or `cluster`, trained, whose layers the result shares.
 
     Returns:
         A tf_keras model: images (n, height, width, channels) in 0..255 to what `model` gives. The
@@ -203,9 +205,8 @@ def _float(model: keras.Model | tf_keras.Model) -> tf_keras.Model:
     """A plain float tf_keras model: a Keras 3 model rebuilt, or a tuned one stripped."""
     if isinstance(model, tf_keras.Model):
         return strip(model)
-    if isinstance(model, keras.Model):
-        return tf_keras_copy.rebuild(model)
-    raise InputError(f"expected a Keras model, got {type(model).__name__}")
+    check_graph(model)
+    return tf_keras_copy.rebuild(model)
 
 
 def _made_of(model: keras.Model | tf_keras.Model, tuned: tf_keras.Model) -> tf_keras.Model:
@@ -218,7 +219,8 @@ def _made_of(model: keras.Model | tf_keras.Model, tuned: tf_keras.Model) -> tf_k
 def _prunable(model: Any) -> list[Any]:
     """Convolutions and dense layers, but for depthwise and grouped ones, and for the first."""
     kinds = ("Conv2D", "DepthwiseConv2D", "Dense")
-    weighted = [layer for layer in model.layers if type(layer).__name__ in kinds]
+    found = leaves(model).values() if isinstance(model, keras.Model) else model.layers
+    weighted = [layer for layer in found if type(layer).__name__ in kinds]
     return [
         layer
         for layer in weighted[1:]

@@ -18,6 +18,7 @@ import tf_keras
 from kapps import custom_layers
 from kapps._errors import InputError
 from kapps.tflite.passes import remove_training_layers
+from kapps.tflite.passes.graph import flattened, leaves
 from kapps.tflite.passes.graph import rebuild as copied
 from kapps.tflite.passes.shuffle import as_before_removal, remove_channel_shuffle
 
@@ -158,8 +159,8 @@ _ACTIVATION_LAYERS: dict[type, tuple[str, dict[str, Any]]] = {
 
 
 def prepared(model: keras.Model) -> keras.Model:
-    """The Keras 3 model that `rebuild` copies layer by layer."""
-    return remove_channel_shuffle(remove_training_layers(model))
+    """The Keras 3 model that `rebuild` copies layer by layer: nothing is nested in it."""
+    return remove_channel_shuffle(remove_training_layers(flattened(model)))
 
 
 def rebuild(model: keras.Model) -> tf_keras.Model:
@@ -171,7 +172,8 @@ def rebuild(model: keras.Model) -> tf_keras.Model:
     Fused activations become layers of their own, named `<layer>_activation`.
 
     Args:
-        model: a functional or Sequential Keras 3 model with one input and one output.
+        model: a functional or Sequential Keras 3 model with one input and one output. Layers of
+            models nested in it are named as `leaves` does.
 
     Raises:
         InputError: the graph is not known, or has a layer that is not supported; it is named.
@@ -294,12 +296,11 @@ def copy_weights(values: dict[str, list[np.ndarray]], model: keras.Model) -> ker
         InputError: a layer is unknown, or its weights have other shapes.
     """
     copy = copied(model)
-    pairs = [(copy, model), *((copy.get_layer(layer.name), layer) for layer in model.layers)]
-    for new, old in pairs:
+    for new, old in _pairs(copy, model):
         for attribute, value in vars(old).items():  # what kapps.save_weights names weights by
             if attribute.startswith("checkpoint_") and not hasattr(new, attribute):
                 setattr(new, attribute, value)
-    known = {layer.name: layer for layer in copy.layers}
+    known = leaves(copy)
     for name, weights in values.items():
         layer = known.get(name)
         if layer is None or [w.shape for w in weights] != [tuple(w.shape) for w in layer.weights]:
@@ -307,6 +308,16 @@ def copy_weights(values: dict[str, list[np.ndarray]], model: keras.Model) -> ker
                 f"the weights of layer {name!r} do not fit model {model.name!r}: pass the model "
                 "that the tuned one was made of"
             )
-    for name, weights in as_before_removal(remove_training_layers(model), values).items():
+    for name, weights in as_before_removal(
+        remove_training_layers(flattened(model)), values
+    ).items():
         known[name].set_weights(weights)
     return copy
+
+
+def _pairs(copy: Any, model: Any) -> Iterator[tuple[Any, Any]]:
+    """The layers of both, the models themselves and nested ones included."""
+    yield copy, model
+    if isinstance(model, keras.Model):
+        for layer in model.layers:
+            yield from _pairs(copy.get_layer(layer.name), layer)
