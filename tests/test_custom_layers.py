@@ -43,7 +43,7 @@ def test_the_keys_of_saved_models_stay(module):
 
 def test_files_of_kapps_0_1_name_modules_that_have_moved():
     config = {
-        "module": "kapps.custom_layers",
+        "module": "kapps._custom_layers",
         "class_name": "ChannelShuffle",
         "config": {"name": "shuffle", "trainable": True, "dtype": "float32", "groups": 2},
         "registered_name": "kapps>ChannelShuffle",

@@ -551,7 +551,8 @@ def test_summary_lists_the_models(capsys):
         ("--model=LeNet5 --arguments=pooling=open(1)", "give NAME=VALUE,NAME=VALUE"),
         ("--model=LeNet5 --arguments=**name", "give NAME=VALUE,NAME=VALUE"),
         ("--model=LeNet5 --arguments=dropout_rate=high", "dropout_rate must be at least 0 and"),
-        ("--model=ShuffleNetV2 --arguments=scale=[]", "ShuffleNetV2 does not take --arguments="),
+        ("--model=ShuffleNetV2 --arguments=scale=[]", "scale must be one of 0.5, 1.0, 1.5, 2.0"),
+        ("--model=WideResNet --arguments=block=[]", "WideResNet does not take --arguments="),
         ("--model=LeNet5 --arguments=pooling=mean", "unknown pooling 'mean'"),
     ],
 )

@@ -540,7 +540,8 @@ def test_a_network_is_not_held_to_less_than_its_own_rounding(digits):
     dense.set_weights([kernel, np.zeros(2)])
     images = digits[1][0][:4].astype("float32")
     logits = images.reshape(4, -1).astype(float) @ kernel
-    dense.set_weights([kernel, [0, float(logits[0, 0] - logits[0, 1])]])  # the first is undecided
+    undecided = np.array([0, logits[0, 0] - logits[0, 1]])  # about the first image
+    dense.set_weights([kernel, undecided])
     expected = predict(model, images)
     assert _rounding(model, images, expected).drift > LIMITS["float32"].drift
     steady = small_net()

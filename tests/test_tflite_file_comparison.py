@@ -12,7 +12,7 @@ from tflite_crafted import crafted_file, crafted_sine
 
 from kapps import InputError
 from kapps.tflite import Metadata, compare_files
-from kapps.tflite.file_comparison import FileComparison, TensorError
+from kapps.tflite.file_comparison import FileComparison, TensorError, _Sum, share
 from kapps.tflite.metadata import with_metadata
 
 IMAGES = np.random.default_rng(0).integers(0, 8, (3, 4, 4, 3), "uint8")
@@ -87,6 +87,13 @@ def test_not_a_number_parts():
     assert not comparison.agrees
     assert "They part at the output" in comparison.verdict()
     assert comparison.figures()["tensors"][0]["error"] is None
+
+
+def test_infinity_in_both_files_is_not_the_same():
+    """And no warning, which would be an error here."""
+    total = _Sum()
+    total.add(np.full(3, np.inf, "float32"), np.full(3, np.inf, "float32"), "x")
+    assert np.isnan(share(total.error, total.expected))
 
 
 def test_what_cannot_be_compared(write, tmp_path):

@@ -11,19 +11,19 @@ from kapps.tflite import Runner
 
 
 def test_zero_points_are_of_input_and_output(tmp_path):
-    """A file that pools 2x2 pixels, in integers q that stand for (q - 7) / 2."""
-    model = schema.ModelT.InitFromPackedBuf(crafted_file([1, 12], "UINT8"), 0)
+    """A file that pools 2x2 pixels, in integers q, -128 to 127, that stand for q + 120."""
+    model = schema.ModelT.InitFromPackedBuf(crafted_file([1, 12], "INT8"), 0)
     for tensor in model.subgraphs[0].tensors[:3]:
-        tensor.quantization.scale, tensor.quantization.zeroPoint = [0.5], [7]
+        tensor.quantization.scale, tensor.quantization.zeroPoint = [1.0], [-120]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     (tmp_path / "net.tflite").write_bytes(bytes(builder.Output()))
     runner = Runner(tmp_path / "net.tflite")
-    assert runner.input_quantization == runner.output_quantization == (0.5, 7)
+    assert runner.input_quantization == runner.output_quantization == (1.0, -120)
 
-    images = np.random.default_rng(0).integers(0, 25, (3, 2, 1, 2, 1, 3)) * 4
+    images = np.random.default_rng(0).integers(0, 248, (3, 2, 1, 2, 1, 3))
     pixels = images.repeat(2, 2).repeat(2, 4).reshape(3, 4, 4, 3)
     expected = images.reshape(3, 12)
     np.testing.assert_array_equal(runner.predict(pixels), expected)
-    # What is beyond the integers is the nearest that there is: (255 - 7) / 2.
-    np.testing.assert_array_equal(runner.predict(np.full((1, 4, 4, 3), 250.0)), [[124.0] * 12])
+    # What is beyond the integers is the nearest that there is: 127 + 120.
+    np.testing.assert_array_equal(runner.predict(np.full((1, 4, 4, 3), 250.0)), [[247.0] * 12])

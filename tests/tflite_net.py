@@ -29,6 +29,10 @@ NINE = (
     ),
 )
 
+# Each with something of its own: hard-swish and gates; a shuffle that crosses groups; one that a
+# pass removes; ReLU6 throughout. The others of the nine are made of the same.
+FOUR = ("EfficientNetLite0", "MobileNetV3Small", "ShuffleNet", "ShuffleNetV2_x0_5")
+
 
 def small_net(channels: int = 3) -> keras.Model:
     """All that is hard on a converter, small: hard-swish, a hard-sigmoid gate, shuffle, noise."""

@@ -197,7 +197,11 @@ def compare_layers(
             )
         sums = {name: _Sum() for name in found}
         for index, image in enumerate(images):
-            with np.load(folder / f"{index}.npz", allow_pickle=False) as saved:
+            # Infinity and not-a-number in a file are found out, and no reason for a warning.
+            with (
+                np.load(folder / f"{index}.npz", allow_pickle=False) as saved,
+                np.errstate(invalid="ignore", over="ignore"),
+            ):
                 _add(sums, found, tapped, taps, pixels_to_input(image, said, "float32"), saved)
     errors = tuple(
         _layer_error(exported.get_layer(name), found[name], sums[name]) for name in found

@@ -151,7 +151,7 @@ def _scales(images: np.ndarray) -> list[Mistake]:
 
 
 def _values(values: np.ndarray) -> str:
-    texts = [f"{value:.5g}" for value in values.reshape(-1)]
+    texts = [f"{value:.6g}" for value in values.reshape(-1)]
     return texts[0] if values.ndim == 0 else f"({', '.join(texts)})"
 
 
