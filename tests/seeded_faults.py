@@ -204,7 +204,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             "kernel-transposed-when-read",
             "value.reshape((outputs, -1, height, width)).transpose(2, 3, 1, 0)",
             "value.reshape((outputs, -1, height, width)).transpose(3, 2, 1, 0)",
-            ("test_models.py -k 'round_trip and safetensors and MobileNetV3Small'",),
+            ("test_models.py -k 'peers and [MobileNetV3Small]'",),
         ),
         Fault(
             "depthwise-kernel-transposed-both-ways",

@@ -378,7 +378,17 @@ def test_a_layer_that_cannot_be_tuned_is_named(layer, message):
         tuning.quantize_aware(_with(layer))
 
 
-@pytest.mark.parametrize("name", NINE)
+# Half a minute of CPU each. What ShuffleNet and EfficientNet have besides, grouped convolutions and
+# SiLU, is in mixed_net.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.nightly)
+        if name in ("ShuffleNet", "EfficientNetB0")
+        else name
+        for name in NINE
+    ],
+)
 def test_the_nets_become_integers(name, tmp_path):
     model = built(name)
     tuned = tuning.quantize_aware(model)

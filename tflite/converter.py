@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import warnings
@@ -56,7 +57,39 @@ def make_converter(model: Any, variables: Sequence[tf.Variable]) -> tuple[Any, A
 
 def converted(converter: Any) -> bytes:
     """The file's content. What TensorFlow prints is dropped, see `quiet`."""
+    _spare_copies(converter)
     with warnings.catch_warnings(), quiet():
         # Said of every full-integer conversion: input statistics belong to the TF 1 converter.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected")
         return bytes(converter.convert())
+
+
+_LARGE = 64 << 20  # bytes of a file, below which its copies do not matter
+
+
+def _spare_copies(converter: Any) -> None:
+    """Keeps the converter from holding copies of the weights that it does not need.
+
+    It loads the saved model that it has just written once more, and has it in memory throughout,
+    only to know that there is one. And to merge equal constants, it takes the file apart into
+    Python objects and writes it anew, three copies; those of a large file are its kernels, which
+    are not equal. Both are private to it (tensorflow/lite/python/lite.py): where they are not found
+    the conversion takes more memory, and no more than that.
+    """
+    convert = getattr(converter, "_convert_from_saved_model", None)
+    optimize = getattr(converter, "_optimize_tflite_model", None)
+    if convert is None or optimize is None:
+        return
+
+    def convert_without_the_model(graph_def: Any) -> Any:
+        converter._trackable_obj = None
+        gc.collect()
+        return convert(graph_def)
+
+    def optimize_as_one(model: bytes, *args: Any, **kwargs: Any) -> Any:
+        # By then it only says whether to merge.
+        converter._experimental_use_buffer_offset = len(model) > _LARGE
+        return optimize(model, *args, **kwargs)
+
+    converter._convert_from_saved_model = convert_without_the_model
+    converter._optimize_tflite_model = optimize_as_one
