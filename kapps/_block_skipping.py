@@ -157,7 +157,7 @@ class BlockSkippingModel(DeepModel):
 
 
 def nodes_in_order(graph: Any) -> list[Any]:
-    """The calls of layers in the order in which Keras executes them, inputs included.
+    """The calls of layers in the order in which Keras (3, and 2) executes them, inputs included.
 
     Keras has no public view of a graph's nodes: the attribute is the one that `keras.Function` runs
     through.

@@ -27,7 +27,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import number_types
 
-from kapps._errors import InputError
+from kapps._errors import InputError, is_whole
 from kapps._files import sha256
 
 BUFFER_NAME = "TFLITE_METADATA"
@@ -143,8 +143,7 @@ def check_labels(labels: Sequence[str] | Mapping[str, int], classes: int) -> tup
 
 def _by_index(labels: Mapping[str, int]) -> list[str]:
     indices = list(labels.values())
-    whole = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in indices)
-    if not whole or sorted(indices) != list(range(len(indices))):
+    if not all(map(is_whole, indices)) or sorted(indices) != list(range(len(indices))):
         raise InputError(
             "labels: expected a dict of the index of each label's output, from 0 on and without "
             f"gaps, got the values {', '.join(repr(i) for i in indices[:8])}"

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from kapps._block_skipping import nodes_in_order
 from kapps._errors import InputError
 
 Call = Callable[..., Any]
@@ -30,11 +31,7 @@ class Graph:
     """Which layer of a functional model feeds which; models nested in it count as one layer."""
 
     def __init__(self, model: keras.Model) -> None:
-        self.nodes = [
-            node
-            for depth in sorted(model._nodes_by_depth, reverse=True)
-            for node in model._nodes_by_depth[depth]
-        ]
+        self.nodes = nodes_in_order(model)
         self.outputs = {id(tensor) for tensor in model.outputs}
         self._nodes_of: dict[int, list[Any]] = {}
         self._users: dict[int, list[Any]] = {}

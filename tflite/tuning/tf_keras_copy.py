@@ -16,6 +16,7 @@ import tensorflow as tf
 import tf_keras
 
 from kapps import custom_layers
+from kapps._block_skipping import nodes_in_order
 from kapps._errors import InputError
 from kapps.tflite.passes import remove_training_layers
 from kapps.tflite.passes.graph import flattened, leaves
@@ -192,17 +193,16 @@ def rebuild(model: keras.Model) -> tf_keras.Model:
     image = tf_keras.Input(graph.inputs[0].shape[1:], name=graph.inputs[0].name)
     tensors = {id(graph.inputs[0]): image}
     made: dict[int, tuple[Any, Any]] = {}  # by the Keras 3 layer, which may be called repeatedly
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        for node in graph._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            layer = node.operation
-            if id(layer) not in made:
-                made[id(layer)] = _counterpart(layer)
-            main, activation = made[id(layer)]
-            inputs = [tensors[id(tensor)] for tensor in node.input_tensors]
-            x = main(inputs[0] if len(inputs) == 1 else inputs)
-            tensors[id(node.outputs[0])] = x if activation is None else activation(x)
+    for node in nodes_in_order(graph):
+        if node.is_input:
+            continue
+        layer = node.operation
+        if id(layer) not in made:
+            made[id(layer)] = _counterpart(layer)
+        main, activation = made[id(layer)]
+        inputs = [tensors[id(tensor)] for tensor in node.input_tensors]
+        x = main(inputs[0] if len(inputs) == 1 else inputs)
+        tensors[id(node.outputs[0])] = x if activation is None else activation(x)
     rebuilt = tf_keras.Model(image, tensors[id(graph.outputs[0])], name=model.name)
     for layer in graph.layers:
         if layer.weights:
@@ -276,10 +276,9 @@ def _known(activation: Any, where: str) -> str:
 
 def nodes(model: tf_keras.Model) -> Iterator[Node]:
     """The calls of a tf_keras graph, each after those that it depends on."""
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            inputs = () if node.is_input else tuple(map(str, node.flat_input_ids))
-            yield Node(node.layer, inputs, str(node.flat_output_ids[0]))
+    for node in nodes_in_order(model):
+        inputs = () if node.is_input else tuple(map(str, node.flat_input_ids))
+        yield Node(node.layer, inputs, str(node.flat_output_ids[0]))
 
 
 def output_of(model: tf_keras.Model) -> str:
