@@ -213,7 +213,7 @@ def _no_classifier(activation: str | None, units: int) -> str | None:
         if units > 1:
             return None
         return (
-            "it ends in a softmax over a single class, which is 1 for every image; give it two "
+            "it ends in a softmax over a single class, which is 1 for every image; give it 2 "
             "classes, or a sigmoid in place of the softmax"
         )
     if activation == "sigmoid":
