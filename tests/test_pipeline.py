@@ -159,3 +159,14 @@ def test_a_bad_image_in_mid_epoch_is_named(tmp_path: Path) -> None:
     bad.write_bytes(bad.read_bytes()[:500])  # its header is still good
     with pytest.raises(kapps.InputError, match=re.escape(f"{bad}: cannot be read as an image")):
         pipeline.images(photos.train, 8)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_strip_keeps_its_aspect(turned: bool) -> None:
+    """No part of 12 x 300 pixels is as large as wanted and 3:4 to 4:3: the middle 12 x 16."""
+    strip = np.zeros((12, 300, 3), np.uint8)
+    strip[:, 142:158] = 200
+    strip = strip.transpose(1, 0, 2) if turned else strip
+    loader = pipeline.Loader(source(*[strip] * 4), 8, augment="crop", crop_area=0.9)
+    ((images, _),) = loader.batches(np.arange(4)[None]).as_numpy_iterator()
+    assert (images == 200).all()

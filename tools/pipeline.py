@@ -147,23 +147,33 @@ def _fit(image: tf.Tensor, size: int, crop: float) -> tf.Tensor:
     )
 
 
+_ASPECT = 4 / 3  # the most of a random part's longer side to its shorter one
+
+
 def _random_crop(
     image: tf.Tensor, size: int, area: float, seed: tuple[tf.Tensor, tf.Tensor]
 ) -> tf.Tensor:
     """A random part, from `area` to the whole of the image's area, 3:4 to 4:3, resized.
 
-    Szegedy et al. 2015, "Going Deeper with Convolutions", section 6.
+    Szegedy et al. 2015, "Going Deeper with Convolutions", section 6. Of a strip in which no such
+    part is found, the central one of the nearest aspect, as torchvision's RandomResizedCrop.
     """
     start, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image),
         bounding_boxes=tf.zeros((1, 0, 4)),
         seed=seed,
-        aspect_ratio_range=(3 / 4, 4 / 3),
+        aspect_ratio_range=(1 / _ASPECT, _ASPECT),
         area_range=(area, 1.0),
         max_attempts=10,
         use_image_if_no_bounding_boxes=True,
     )
-    return _resize(tf.slice(image, start, tf.concat([extent[:2], [3]], 0)), size)
+    whole, start, extent = tf.shape(image)[:2], start[:2], extent[:2]
+    longest = tf.cast(tf.round(_ASPECT * tf.cast(whole[::-1], tf.float32)), tf.int32)
+    nearest = tf.minimum(whole, longest)
+    found = tf.reduce_any(extent != whole)  # where none is, TensorFlow takes the whole image
+    start = tf.where(found, start, (whole - nearest) // 2)
+    extent = tf.where(found, extent, nearest)
+    return _resize(tf.slice(image, [*tf.unstack(start), 0], [*tf.unstack(extent), 3]), size)
 
 
 def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
