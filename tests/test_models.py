@@ -179,7 +179,10 @@ def test_logits_equal_the_peers(row):
     kapps_weights.assign(model, tensors, Path("golden"))
     logits = numpy(model(golden_images(row), training=False))
     assert logits.dtype == np.float64
-    assert np.abs(logits - expected).max() <= 1e-9 * expected.std()
+    # Keras's batch norm computes in float32 on other backends (BatchNormalization.call asks
+    # backend.result_type). What is tested there is small: the rounding of it was at most 1.2e-5.
+    limit = 1e-9 if keras.backend.backend() == "tensorflow" else 1e-4
+    assert np.abs(logits - expected).max() <= limit * expected.std()
     # The images must tell the logits apart by far more than the tolerance.
     assert np.abs(expected[1:] - expected[:1]).mean() > 0.1 * expected.std()
 
