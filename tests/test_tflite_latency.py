@@ -64,6 +64,15 @@ def test_the_memory_is_each_files_own(nets):
     assert much.peak_memory_mb > alone.peak_memory_mb + 12  # the image alone
 
 
+def test_the_memory_is_the_same_where_python_compiles_first(nets, tmp_path, monkeypatch):
+    """What compiling has freed is not where a network's tensors go uncounted."""
+    (cached,) = measure([nets["large"]], min_runs=1, min_seconds=0)
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (compiled,) = measure([nets["large"]], min_runs=1, min_seconds=0)
+    assert compiled.peak_memory_mb == pytest.approx(cached.peak_memory_mb, abs=1.5)
+
+
 def test_progress_goes_up_to_one(nets):
     shares = []
     measure([nets["int8"]], min_runs=100, min_seconds=0, progress=shares.append)
