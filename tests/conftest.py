@@ -42,6 +42,24 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:weak check")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _kernels_of_numpy():
+    """JAX compiles its random numbers for each shape: a minute for what NumPy has at once."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        yield
+        return
+
+    def normal(self, shape, dtype=None):
+        std = np.sqrt(2 / max(1, np.prod(shape[:-1])))
+        return np.random.normal(0, std, shape).astype(dtype or keras.config.floatx())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.initializers.VarianceScaling, "__call__", normal)
+        yield
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup():
     """A fixture has the same random weights each time, whichever test asks for it first."""
