@@ -8,6 +8,8 @@ has to agree with the model on real images before it gets its name.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import re
 import sys
@@ -32,6 +34,7 @@ from kapps.tflite.comparison import layers_in
 from kapps.tflite.images import check_images, check_pixels, weaknesses
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.interpreter import operations as _operations
+from kapps.tflite.large import NotFound, StandIn, filled, with_ranges, with_stand_ins
 from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, write_with_metadata
 from kapps.tflite.passes import run_passes
 from kapps.tflite.passes.graph import in_float32, rebuild, sharing_weights
@@ -44,6 +47,9 @@ activations of 16 bits, nearly exact, and some ten times slower than int8."""
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("float32", "float16", "dynamic", "int8")
 """Those that are fast on a phone: all but int16x8."""
+
+Content = bytes | mmap.mmap
+"""Of a file, in memory or, where it is large, on the disk."""
 
 _CALIBRATED = ("int8", "int16x8")
 
@@ -261,17 +267,33 @@ def _check_no_loop(model: keras.Model, quantization: str) -> None:
 
 def _convert(
     model: keras.Model, quantization: Quantization, io: IO, calibration: np.ndarray | None
-) -> bytes:
+) -> Content:
     """The file's content, without metadata."""
+    with sharing_weights():
+        model = run_passes(model, quantization=quantization)
+        if quantization == "int16x8":  # whose quantizer has a calibrator of its own
+            model, small, stand_ins = _without_hard_swish(model), model, []
+        else:
+            small, stand_ins = with_stand_ins(model)
+    if stand_ins:
+        with contextlib.suppress(NotFound):
+            return _content(small, quantization, io, calibration, stand_ins)
+    return _content(model, quantization, io, calibration, [])
+
+
+def _content(
+    model: keras.Model,
+    quantization: Quantization,
+    io: IO,
+    calibration: np.ndarray | None,
+    stand_ins: Sequence[StandIn],
+) -> Content:
+    """The content of the file of a model after the passes, with `stand_ins` in it."""
     import tensorflow as tf
     from tensorflow.lite.python.convert_phase import ConverterError
 
-    from kapps.tflite.converter import converted, make_converter
+    from kapps.tflite.converter import calibrate_by, converted, make_converter
 
-    with sharing_weights():
-        model = run_passes(model, quantization=quantization)
-        if quantization == "int16x8":
-            model = _without_hard_swish(model)
     converter, function = make_converter(model, [variable.value for variable in model.variables])
     if quantization != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -286,8 +308,16 @@ def _convert(
         ]
         converter.representative_dataset = lambda: _calibration_set(calibration)
         converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
+        if quantization == "int8":
+            calibrate_by(
+                converter,
+                lambda content: with_ranges(
+                    content, stand_ins, (image for (image,) in _calibration_set(calibration))
+                ),
+            )
     try:
-        return converted(converter)
+        content = converted(converter)
+        return filled(content, stand_ins) if stand_ins else content
     except ConverterError as error:
         missing = set(re.findall(r"'tf\.(\w+)' op is neither", str(error)))
         if not missing:

@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -62,6 +62,32 @@ def converted(converter: Any) -> bytes:
         # Said of every full-integer conversion: input statistics belong to the TF 1 converter.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected")
         return bytes(converter.convert())
+
+
+def calibrate_by(converter: Any, calibrate: Callable[[bytes], bytes]) -> None:
+    """Has the quantizer take the ranges that `calibrate` adds to the file of floats.
+
+    In the place of TensorFlow's calibrator, which has copies of the whole file in memory.
+    """
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    def quantize(content: bytes, input_type: Any, output_type: Any, *args: Any) -> bytes:
+        _, _, _, variables, debug_options = args
+        return bytes(
+            mlir_quantize(
+                calibrate(content),
+                converter._experimental_disable_per_channel,
+                input_data_type=input_type,
+                output_data_type=output_type,
+                enable_variable_quantization=variables,
+                disable_per_channel_for_dense_layers=(
+                    converter._experimental_disable_per_channel_quantization_for_dense_layers
+                ),
+                debug_options_str=debug_options.SerializeToString(),
+            )
+        )
+
+    converter._quantize = quantize
 
 
 _LARGE = 64 << 20  # bytes of a file, below which its copies do not matter

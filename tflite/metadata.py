@@ -172,9 +172,11 @@ def weights_sha256(model: Any, path: str | os.PathLike[str] | None = None) -> tu
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
     digest = hashlib.sha256()
-    for value in model.get_weights():
+    for weight in model.weights:  # one at a time: all of them are a copy of the model
+        value = weight.numpy()
         digest.update(struct.pack(f"<{value.ndim + 1}q", value.ndim, *value.shape))
-        digest.update(np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes())
+        little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+        digest.update(little.reshape(-1).view("uint8"))
     return digest.hexdigest(), ""
 
 

@@ -163,7 +163,7 @@ def rebuild(
                 else copy_layer(layer, **changes(layer))
             )
             copies[id(layer)] = layer, copy
-            with _undrawn(copy):
+            with undrawn(copy):
                 return copy(*args, **kwargs)
         return copies[id(layer)][1](*args, **kwargs)
 
@@ -191,7 +191,7 @@ def rebuild(
 
 
 @contextlib.contextmanager
-def _undrawn(layer: Any) -> Iterator[None]:
+def undrawn(layer: Any) -> Iterator[None]:
     """Within, the layer is built with zeros: to draw 100 million numbers takes seconds."""
     drawn = {name: value for name, value in vars(layer).items() if name.endswith("_initializer")}
     for name in drawn:
@@ -267,7 +267,7 @@ def flattened(model: keras.Model) -> keras.Model:
         if id(layer) not in copies:
             copy = copy_layer(layer, **({"name": names[id(layer)]} if id(layer) in names else {}))
             copies[id(layer)] = layer, copy
-            with _undrawn(copy):
+            with undrawn(copy):
                 return copy(*args, **kwargs)
         return copies[id(layer)][1](*args, **kwargs)
 
@@ -348,7 +348,7 @@ def edited(
     The weights are its own if they are None.
     """
     copy: Any = copy_layer(layer, **changes)
-    with _undrawn(copy):
+    with undrawn(copy):
         copy.build(graph.inputs(layer)[0].shape)
     if weights is None:
         _take_weights(copy, layer)

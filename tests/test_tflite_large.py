@@ -1,0 +1,226 @@
+"""Large networks are converted without TensorFlow's converter holding their weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from keras import layers
+
+from kapps.tflite import conversion, convert
+from kapps.tflite.large import NotFound, ranges, stand_ins
+from kapps.tflite.passes import run_passes
+
+ROOT = Path(__file__).parent.parent
+
+
+def net() -> keras.Model:
+    """All that a large convolution may be, with small ones between them."""
+    x = image = keras.Input((20, 20, 3))
+    x = layers.Conv2D(64, 3, padding="same", activation="relu", name="small")(x)
+    x = layers.Conv2D(96, 3, strides=2, padding="same", name="strided")(x)
+    x = skip = layers.BatchNormalization(name="norm")(x)
+    x = layers.Conv2D(192, 3, dilation_rate=2, padding="same", activation="relu6", name="wide")(x)
+    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.Conv2D(96, (3, 2), padding="same", use_bias=False, name="narrow")(x)
+    x = layers.ReLU()(layers.Add(name="add")([x, skip]))
+    x = layers.Conv2D(96, 3, groups=2, padding="same", name="grouped")(x)
+    x = layers.Conv2D(384, 1, activation="swish", name="point")(x)
+    x = layers.Conv2D(64, 10, name="flat")(x)  # over the whole map
+    x = layers.Conv2D(1024, 1, name="one")(x)
+    x = layers.Dense(7, activation="softmax", name="classes")(layers.Flatten()(x))
+    model = keras.Model(image, x, name="net")
+    random = np.random.default_rng(0)
+    for weight in model.weights:
+        if "kernel" not in weight.path:
+            weight.assign(random.uniform(0.5, 1.5, weight.shape))
+    wide = model.get_layer("wide").kernel
+    wide.assign(wide * (np.arange(192) != 5))  # a filter of nothing
+    return model
+
+
+def images(n: int = 6, side: int = 20) -> np.ndarray:
+    coarse = np.random.default_rng(1).uniform(0, 255, (n, 4, 4, 3))
+    return np.kron(coarse, np.ones((1, side // 4, side // 4, 1))).astype("uint8")
+
+
+def read(path: Path):
+    content = path.read_bytes()
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+
+
+def graph_of(model):
+    """All that the file's graph says, and what its tensors hold."""
+    (graph,) = model.subgraphs
+    tensors = []
+    for tensor in graph.tensors:
+        quantized = tensor.quantization
+        data = model.buffers[tensor.buffer].data
+        tensors.append(
+            (
+                tensor.name,
+                tuple(tensor.shape),
+                tensor.type,
+                None
+                if quantized is None or quantized.scale is None
+                else (list(quantized.scale), list(quantized.zeroPoint)),
+                None if data is None else bytes(data),
+            )
+        )
+    operations = [
+        (
+            model.operatorCodes[op.opcodeIndex].builtinCode,
+            list(op.inputs),
+            list(op.outputs),
+            None if op.builtinOptions is None else vars(op.builtinOptions),
+        )
+        for op in graph.operators
+    ]
+    return tensors, operations, list(graph.inputs), list(graph.outputs)
+
+
+@pytest.mark.parametrize("quantization", ["float32", "float16", "dynamic", "int8"])
+def test_the_file_is_that_of_the_converter(quantization, tmp_path, monkeypatch):
+    """Bit by bit, the weights' rounding included."""
+    found = []
+
+    def remembered(model):
+        found.append(stand_ins.with_stand_ins(model))
+        return found[-1]
+
+    monkeypatch.setattr(conversion, "with_stand_ins", remembered)
+    model = net()
+    files = []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(stand_ins, "LEAST_BYTES", least)
+        path = tmp_path / f"{least}.tflite"
+        convert(model, path, quantization=quantization, calibration=images())
+        files.append(graph_of(read(path)))
+    assert [len(stood) for _, stood in found] == [6, 0]  # strided, wide, narrow, point, flat, one
+    small, whole = (model.count_params() for model, _ in found)
+    assert small < whole / 8
+    for ours, theirs in zip(*files, strict=True):
+        assert ours == theirs
+
+
+def test_it_is_what_happens_to_large_networks(tmp_path, monkeypatch):
+    """And to no others: half a GB of weights, of which the process holds a fraction."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("convert_large.py")), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["weights"] > 300
+    # TensorFlow takes eleven times the weights.
+    assert found["peak"] < 1.5 * found["weights"]
+
+
+def test_what_the_converter_has_changed_is_not_filled(tmp_path, monkeypatch):
+    """Then the network is converted as it is."""
+    monkeypatch.setattr(stand_ins, "LEAST_BYTES", 0)
+    refused = []
+
+    def changed(self, values):
+        refused.append(self)
+        return False
+
+    monkeypatch.setattr(stand_ins.StandIn, "is_in", changed)
+    done = convert(net(), tmp_path / "a.tflite", quantization="int8", calibration=images())
+    assert refused
+    assert done.verification.agreement == 1
+
+
+def test_a_stand_in_is_found_as_it_was_given():
+    random = np.random.default_rng(0)
+    kernel = random.normal(size=(3, 3, 64, 32)).astype("float32")
+    largest = abs(kernel).max(axis=(0, 1, 2))
+    signs = random.choice(np.array([-1, 1], "float32"), 32)
+    stood = stand_ins.StandIn(kernel, 4, largest, signs)
+    values = np.broadcast_to((signs * largest)[:, None, None, None], stood.shape)
+    integers = np.sign(values).astype("int8") * 127
+    for found in (values, values.astype("float16"), integers):
+        assert stood.is_in(found)
+        assert not stood.is_in(-found)
+        assert not stood.is_in(found[::-1])
+        assert not stood.is_in(found + np.arange(4, dtype=found.dtype))
+    assert not stood.is_in(2 * values)
+
+
+@pytest.mark.parametrize("quantization", ["float32", "float16", "dynamic"])
+def test_a_kernel_that_the_converter_has_scaled_is_not_found(quantization, monkeypatch):
+    """As it does where the passes have left a batch norm behind a convolution."""
+    monkeypatch.setattr(stand_ins, "LEAST_BYTES", 0)
+    model = run_passes(net(), quantization=quantization)
+    whole, stood = stand_ins.with_stand_ins(model)
+    conversion._content(whole, quantization, "float32", None, stood)
+    whole, stood = stand_ins.with_stand_ins(net())
+    with pytest.raises(NotFound):
+        conversion._content(whole, quantization, "float32", None, stood)
+
+
+def outputs_of(model: keras.Model, name: str, values: np.ndarray) -> np.ndarray:
+    part = keras.Model(model.inputs, model.get_layer(name).output)
+    return part.predict(values, verbose=0)
+
+
+def test_the_ranges_are_those_of_the_network(tmp_path):
+    """TensorFlow's calibrator takes a sum, which lies where a term was, for that term."""
+    x = image = keras.Input((20, 20, 3))
+    x = skip = layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(x)
+    x = layers.Conv2D(16, 3, padding="same", name="branch")(x)
+    x = layers.ReLU(name="relu")(layers.Add(name="add")([x, skip]))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, layers.Dense(5, activation="softmax")(x))
+    convert(model, tmp_path / "a.tflite", quantization="int8", calibration=images())
+    values = images().astype("float32")
+    values[0, 0, 0], values[0, -1, -1] = 0, 255  # as the calibration sets them
+    (graph,) = read(tmp_path / "a.tflite").subgraphs
+    for name in ("stem", "branch", "relu"):
+        true = outputs_of(model, name, values)
+        (tensor,) = [
+            tensor
+            for tensor in graph.tensors
+            if name.encode() in tensor.name.split(b";")[0]
+            and len(tensor.shape) == 4
+            and tensor.shape[0] == 1
+        ]
+        (scale,), (zero,) = tensor.quantization.scale, tensor.quantization.zeroPoint
+        low, high = (-128 - zero) * scale, (127 - zero) * scale
+        assert low == pytest.approx(min(true.min(), 0), abs=float(scale))
+        assert high == pytest.approx(true.max(), abs=float(scale))
+
+
+@pytest.mark.parametrize(("part", "between"), [(1, 1), (1 << 16, 1 << 30), (1 << 30, 1)])
+def test_parts_find_what_the_whole_finds(part, between, tmp_path, monkeypatch):
+    monkeypatch.setattr(stand_ins, "LEAST_BYTES", 0)
+    seen = []
+
+    def find(*arguments):
+        for sizes in ((part, between), (1 << 40, 1 << 40)):
+            for name, size in zip(("_PART_BYTES", "_BETWEEN_BYTES"), sizes, strict=True):
+                monkeypatch.setattr(ranges, name, size)
+            folder = tmp_path / str(len(seen))
+            folder.mkdir()
+            *others, values, _ = arguments
+            values = list(values)
+            arguments = (*others, values, None)
+            seen.append(found(*others, values, folder))
+            seen.append(len(list(folder.iterdir())))
+        return seen[2]
+
+    found = ranges.find_ranges
+    monkeypatch.setattr(ranges, "find_ranges", find)
+    convert(net(), tmp_path / "a.tflite", quantization="int8", calibration=images())
+    parts, files, whole, one = seen
+    assert parts == whole
+    assert one == 1 and (files > 1) == (part < 1 << 30)

@@ -1,0 +1,133 @@
+"""The range of each tensor of a network over images, of a network of any size.
+
+As TensorFlow's calibrator finds them, by the same kernels. That has two copies of the file in
+memory; here the network runs in parts, from files, so that neither its weights nor what all of its
+layers give are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from kapps.tflite.large.filling import Weights, write
+
+_PART_BYTES = 192 << 20  # of what the operations of a part give
+_BETWEEN_BYTES = 128 << 20  # of what some images have left between two parts
+
+
+@dataclass(frozen=True)
+class _Part:
+    path: Path
+    inputs: list[int]
+    outputs: list[int]
+    found: list[int]  # the tensors whose range it finds; to the runtime they are outputs as well
+
+
+def find_ranges(
+    model: Any, weights: Mapping[int, Weights], images: Iterable[np.ndarray], folder: Path
+) -> dict[int, tuple[float, float]]:
+    """The smallest and the largest value of each float tensor that is no constant, by its number.
+
+    Args:
+        model: of floats, as `filling.read` gives it.
+        weights: what its buffers hold.
+        images: inputs of it, with a batch of 1.
+        folder: for files, as large as the weights.
+    """
+    graph = model.subgraphs[0]
+    (image,) = graph.inputs
+    parts = list(_parts(model, weights, folder))
+    between = max(sum(_bytes(graph.tensors[n]) for n in part.inputs) for part in parts)
+    ranges: dict[int, tuple[float, float]] = {}
+    for group in _groups(images, max(1, _BETWEEN_BYTES // between)):
+        values = [{image: np.asarray(value, "float32")} for value in group]
+        for value in group:
+            _widen(ranges, image, value)
+        for index, part in enumerate(parts):
+            needed = {n for later in parts[index + 1 :] for n in later.inputs}
+            interpreter = Interpreter(
+                str(part.path),
+                experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            )
+            interpreter.allocate_tensors()
+            for value in values:
+                for number in part.inputs:
+                    interpreter.set_tensor(number, value[number])
+                interpreter.invoke()
+                for number in part.found:
+                    _widen(ranges, number, interpreter.tensor(number)())
+                for number in [n for n in value if n not in needed]:
+                    del value[number]
+                for number in part.outputs:
+                    value[number] = interpreter.get_tensor(number)
+    return ranges
+
+
+def _widen(ranges: dict[int, tuple[float, float]], number: int, values: np.ndarray) -> None:
+    low, high = ranges.get(number, (np.inf, -np.inf))
+    ranges[number] = min(low, float(values.min())), max(high, float(values.max()))
+
+
+def _groups(images: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    group: list[np.ndarray] = []
+    for image in images:
+        group.append(image)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _bytes(tensor: Any) -> int:
+    return 4 * int(np.prod(tensor.shape))
+
+
+def _parts(model: Any, weights: Mapping[int, Weights], folder: Path) -> Iterator[_Part]:
+    graph = model.subgraphs[0]
+    constant = {n for n, t in enumerate(graph.tensors) if model.buffers[t.buffer].data is not None}
+    for index, operators in enumerate(_split(graph)):
+        first = graph.operators.index(operators[0])
+        made = {n for op in operators for n in op.outputs}
+        read = {n for op in operators for n in op.inputs if n >= 0 and n not in constant}
+        after = {n for op in graph.operators[first + len(operators) :] for n in op.inputs}
+        inputs = sorted(read - made)
+        outputs = sorted(made & after)
+        floats = schema.TensorType.FLOAT32
+        found = sorted(n for n in made if graph.tensors[n].type == floats)
+        part = copy.copy(model)
+        part.signatureDefs = part.metadata = part.metadataBuffer = None
+        part.subgraphs = [copy.copy(graph)]
+        part.subgraphs[0].operators = operators
+        # As an output a tensor has memory of its own; others give theirs to the next.
+        part.subgraphs[0].inputs, part.subgraphs[0].outputs = inputs, sorted({*outputs, *found})
+        used = {graph.tensors[n].buffer for op in operators for n in op.inputs if n >= 0}
+        part.buffers = [
+            buffer if number in used or number not in weights else schema.BufferT()
+            for number, buffer in enumerate(model.buffers)
+        ]
+        path = folder / f"{index}.tflite"
+        with open(path, "wb") as file:
+            write(file, part, {n: w for n, w in weights.items() if n in used})
+        yield _Part(path, inputs, outputs, found)
+
+
+def _split(graph: Any) -> Iterator[list[Any]]:
+    part: list[Any] = []
+    size = 0
+    for op in graph.operators:
+        given = sum(_bytes(graph.tensors[n]) for n in op.outputs)
+        if part and size + given > _PART_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(op)
+        size += given
+    yield part

@@ -1,0 +1,133 @@
+"""A network of small kernels in the place of large ones, which can be told from one another.
+
+A stand-in has two things of the kernel that it stands for. The magnitude of all its values in an
+output channel is the largest of the kernel there, from which a quantizer takes that channel's
+scale. Their signs, one an output channel, are of no other: so it is found again in a file, whatever
+its numbers have become.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from kapps.tflite.passes.graph import Graph, rebuild, undrawn
+
+LEAST_BYTES = 64 << 20
+"""Of the weights of a network that is worth it; the others are converted in a GB as they are."""
+
+_LEAST_KERNEL_BYTES = 128 << 10
+_LEAST_NUMBERS = 1024  # of a stand-in: below these TensorFlow leaves a kernel in floats
+
+
+@dataclass(frozen=True, eq=False)
+class StandIn:
+    """What stands for a kernel, and the kernel.
+
+    Attributes:
+        kernel: of the real convolution, (height, width, channels, filters).
+        channels: of the small kernel: real ones by the number of groups.
+        largest: the largest magnitude in each filter, (filters,).
+        signs: of the small kernel's values in each filter, (filters,).
+    """
+
+    kernel: np.ndarray
+    channels: int
+    largest: np.ndarray
+    signs: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In a file: (filters, height, width, channels)."""
+        height, width, _, filters = self.kernel.shape
+        return (filters, height, width, self.channels)
+
+    @property
+    def real_shape(self) -> tuple[int, ...]:
+        """The same of the kernel that it stands for."""
+        height, width, channels, filters = self.kernel.shape
+        return (filters, height, width, channels)
+
+    def is_in(self, values: np.ndarray) -> bool:
+        """Whether these, of a tensor of its shape, are its own: as floats, or quantized.
+
+        Of quantized ones only the signs are looked at: the magnitude is in the scale.
+        """
+        rows = values.reshape(len(self.signs), -1)
+        if not np.all(rows == rows[:, :1]):
+            return False
+        if values.dtype == np.int8:
+            return bool(np.all((np.sign(rows[:, 0]) == self.signs) | (self.largest == 0)))
+        return np.array_equal(rows[:, 0], (self.signs * self.largest).astype(values.dtype))
+
+
+class _InGroups(layers.Conv2D):
+    """A convolution whose kernel has fewer channels than its input, under the same name.
+
+    Keras compiles one by XLA, which no converter can look into.
+    """
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.nn.convolution(
+            inputs,
+            kernel,
+            list(self.strides),
+            self.padding.upper(),
+            data_format="NHWC",
+            dilations=list(self.dilation_rate),
+        )
+
+
+def with_stand_ins(model: keras.Model) -> tuple[keras.Model, list[StandIn]]:
+    """The model with small kernels, and what they stand for; all of `model` if that is not large.
+
+    The kernels are not copied: they are looked at where the model has them.
+    """
+    stand_ins: list[StandIn] = []
+    if sum(math.prod(w.shape) * 4 for w in model.weights) < LEAST_BYTES:
+        return model, stand_ins
+    random = np.random.default_rng(0)
+
+    def plan(graph: Graph) -> dict[keras.Operation, Any]:
+        return {
+            layer: small
+            for layer in graph.layers
+            if graph.once(layer) and (small := _small(layer, stand_ins, random)) is not None
+        }
+
+    return rebuild(model, plan=plan), stand_ins
+
+
+def _small(layer: Any, stand_ins: list[StandIn], random: np.random.Generator) -> Any:
+    """The layer with a small kernel, which joins the others; None if there is nothing to gain."""
+    if type(layer) is not layers.Conv2D or layer.groups != 1:
+        return None
+    if layer.data_format != "channels_last" or layer.compute_dtype != "float32":
+        return None
+    *_, channels, filters = layer.kernel.shape
+    numbers = math.prod(layer.kernel.shape)
+    common = math.gcd(channels, filters)
+    groups = (
+        max(n for n in range(1, common + 1) if common % n == 0 and numbers // n >= _LEAST_NUMBERS)
+        if numbers >= _LEAST_NUMBERS
+        else 1
+    )
+    if groups == 1 or numbers * 4 < _LEAST_KERNEL_BYTES:
+        return None
+    kernel = np.asarray(memoryview(layer.kernel.value.read_value()))
+    largest = np.maximum(kernel.max(axis=(0, 1, 2)), -kernel.min(axis=(0, 1, 2)))
+    signs = random.choice(np.array([-1, 1], "float32"), filters)
+    stand_ins.append(StandIn(kernel, channels // groups, largest, signs))
+    small = _InGroups.from_config({**layer.get_config(), "groups": groups})
+    with undrawn(small):
+        small.build((None, None, None, channels))
+    values = np.broadcast_to(signs * largest, small.kernel.shape)
+    small.set_weights([values, *map(keras.ops.convert_to_numpy, layer.weights[1:])])
+    return small
