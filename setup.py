@@ -10,6 +10,7 @@ setup(
         "kapps.tools",
         "kapps.tflite",
         "kapps.tflite.inspection",
+        "kapps.tflite.large",
         "kapps.tflite.measurement",
         "kapps.tflite.passes",
         "kapps.tflite.programs",

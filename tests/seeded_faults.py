@@ -449,6 +449,30 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     ),
     "quantization": (
         Fault(
+            "kernel-filled-in-the-wrong-order",
+            "kernel[..., some].transpose(3, 0, 1, 2)",
+            "kernel[..., some].transpose(3, 1, 0, 2)",
+            ("test_tflite_large.py -k 'converter and float32'",),
+        ),
+        Fault(
+            "weights-rounded-down",
+            "np.trunc(part + np.copysign(0.5, part))",
+            "np.trunc(part)",
+            ("test_tflite_large.py -k 'converter and int8'",),
+        ),
+        Fault(
+            "ranges-of-tensors-that-others-overwrite",
+            "inputs, sorted({*outputs, *found})",
+            "inputs, outputs",
+            ("test_tflite_large.py -k ranges",),
+        ),
+        Fault(
+            "ranges-of-the-last-image",
+            "min(low, float(values.min())), max(high, float(values.max()))",
+            "float(values.min()), float(values.max())",
+            ("test_tflite_large.py -k ranges",),
+        ),
+        Fault(
             "calibration-stops-at-254",
             "value[0, -1, -1] = 255",
             "value[0, -1, -1] = 254",

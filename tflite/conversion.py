@@ -9,7 +9,6 @@ has to agree with the model on real images before it gets its name.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import re
 import sys
@@ -21,7 +20,6 @@ from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras import layers
 
 import kapps
@@ -31,9 +29,9 @@ from kapps._files import atomic_write, sha256
 from kapps.tflite import file_facts
 from kapps.tflite.classifier import as_classifier
 from kapps.tflite.comparison import layers_in
+from kapps.tflite.file_facts import Content
 from kapps.tflite.images import check_images, check_pixels, weaknesses
 from kapps.tflite.interpreter import Runner
-from kapps.tflite.interpreter import operations as _operations
 from kapps.tflite.large import NotFound, StandIn, filled, with_ranges, with_stand_ins
 from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, write_with_metadata
 from kapps.tflite.passes import run_passes
@@ -47,9 +45,6 @@ activations of 16 bits, nearly exact, and some ten times slower than int8."""
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("float32", "float16", "dynamic", "int8")
 """Those that are fast on a phone: all but int16x8."""
-
-Content = bytes | mmap.mmap
-"""Of a file, in memory or, where it is large, on the disk."""
 
 _CALIBRATED = ("int8", "int16x8")
 
@@ -195,10 +190,11 @@ def convert(
         weights_name=source,
     )
     with atomic_write(path) as temporary:  # first of all: it finds out whether that can be written
-        if tuned:
-            content = _convert_tuned(model, quantization, io)
-        else:
-            content = _convert(model, quantization, io, calibration)
+        content: Content = (
+            _convert_tuned(model, quantization, io)
+            if tuned
+            else _convert(model, quantization, io, calibration)
+        )
         floats = _float_operations(content, model) if quantization in _CALIBRATED else ()
         with open(temporary, "wb+") as file:
             write_with_metadata(file, content, metadata)
@@ -271,13 +267,13 @@ def _convert(
     """The file's content, without metadata."""
     with sharing_weights():
         model = run_passes(model, quantization=quantization)
-        if quantization == "int16x8":  # whose quantizer has a calibrator of its own
-            model, small, stand_ins = _without_hard_swish(model), model, []
+        if quantization == "int16x8":
+            model = _without_hard_swish(model)
         else:
             small, stand_ins = with_stand_ins(model)
-    if stand_ins:
-        with contextlib.suppress(NotFound):
-            return _content(small, quantization, io, calibration, stand_ins)
+            if stand_ins:
+                with contextlib.suppress(NotFound):
+                    return _content(small, quantization, io, calibration, stand_ins)
     return _content(model, quantization, io, calibration, [])
 
 
@@ -390,29 +386,17 @@ def _in_layer(operation: str, name: str, model: keras.Model) -> str:
     return f"{operation} in layer {next(iter(layers_in(name, model)), name)!r}"
 
 
-def _layers_of(operations: set[str], content: bytes, model: keras.Model) -> list[str]:
+def _layers_of(operations: set[str], content: Content, model: keras.Model) -> list[str]:
     """The layers of a file's `operations`, each as "SIN in layer 'odd'"."""
-    return [
-        _in_layer(operation, output["name"], model)
-        for operation, output in _computed(content)
-        if operation in operations
-    ]
+    graph = file_facts.read_graph(content)
+    return [_where(op, graph, model) for op in graph.operations if op.name in operations]
 
 
-def _float_operations(content: bytes, model: keras.Model) -> tuple[str, ...]:
+def _float_operations(content: Content, model: keras.Model) -> tuple[str, ...]:
     """What an integer file computes in float, but for the conversion of its input and output."""
     graph = file_facts.read_graph(content)
-    return tuple(
-        _in_layer(op.name, graph.tensors[op.outputs[0]].name, model)
-        for op in file_facts.float_operations(graph)
-    )
+    return tuple(_where(op, graph, model) for op in file_facts.float_operations(graph))
 
 
-def _computed(content: bytes) -> list[tuple[str, dict[str, Any]]]:
-    """The name of each operation of a file of ours, and the details of its first output."""
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    details = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
-    return [(op["op_name"], details[op["outputs"][0]]) for op in _operations(interpreter)]
+def _where(op: file_facts.PlainOperation, graph: file_facts.PlainGraph, model: keras.Model) -> str:
+    return _in_layer(op.name, graph.tensors[op.outputs[0]].name, model)

@@ -10,12 +10,16 @@ The questions are put to anything of the form of `Graph`, such as a `Subgraph` o
 from __future__ import annotations
 
 import collections
+import mmap
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ai_edge_litert import schema_py_generated as schema
+
+Content = bytes | mmap.mmap
+"""Of a file: in memory or, where it is large, on the disk."""
 
 _FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 _BYTES = ("INT8", "UINT8", "INT4", "INT2")  # UINT8: of TensorFlow 1
@@ -177,7 +181,7 @@ def _number(code: Any) -> int:
     return int(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()))
 
 
-def read_graph(content: bytes) -> PlainGraph:
+def read_graph(content: Content) -> PlainGraph:
     """The main graph of a .tflite file with this content."""
     root = schema.Model.GetRootAs(content, 0)
     graph = root.Subgraphs(0)

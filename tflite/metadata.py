@@ -29,6 +29,7 @@ from flatbuffers import number_types
 
 from kapps._errors import InputError, is_whole
 from kapps._files import sha256
+from kapps.tflite.file_facts import Content
 
 BUFFER_NAME = "TFLITE_METADATA"
 LABEL_FILE = "labels.txt"
@@ -176,7 +177,7 @@ def weights_sha256(model: Any, path: str | os.PathLike[str] | None = None) -> tu
         value = weight.numpy()
         digest.update(struct.pack(f"<{value.ndim + 1}q", value.ndim, *value.shape))
         little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
-        digest.update(little.reshape(-1).view("uint8"))
+        digest.update(little.reshape(-1).view("uint8").data)
     return digest.hexdigest(), ""
 
 
@@ -191,7 +192,7 @@ def with_metadata(model: bytes, metadata: Metadata) -> bytes:
     return output.getvalue()
 
 
-def write_with_metadata(file: IO[bytes], model: bytes, metadata: Metadata) -> None:
+def write_with_metadata(file: IO[bytes], model: Content, metadata: Metadata) -> None:
     """As `with_metadata`, into an empty file that is open for reading and writing.
 
     Nothing of the model is copied in memory, where it may be of hundreds of MiB.

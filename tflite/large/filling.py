@@ -17,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kapps.tflite.large.stand_ins import StandIn
 
-_TYPES = {
+_TYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.FLOAT32: np.dtype("float32"),
     schema.TensorType.FLOAT16: np.dtype("float16"),
     schema.TensorType.INT8: np.dtype("int8"),
@@ -30,7 +30,7 @@ class Weights:
     """What a buffer of a file has to hold."""
 
     stand_in: StandIn
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     scales: np.ndarray | None
     """Of int8, for each filter, and of the precision that TensorFlow divides by."""
 

@@ -48,9 +48,9 @@ def find_ranges(
     between = max(sum(_bytes(graph.tensors[n]) for n in part.inputs) for part in parts)
     ranges: dict[int, tuple[float, float]] = {}
     for group in _groups(images, max(1, _BETWEEN_BYTES // between)):
-        values = [{image: np.asarray(value, "float32")} for value in group]
-        for value in group:
-            _widen(ranges, image, value)
+        for pixels in group:
+            _widen(ranges, image, pixels)
+        values = [{image: pixels} for pixels in group]
         for index, part in enumerate(parts):
             needed = {n for later in parts[index + 1 :] for n in later.inputs}
             interpreter = Interpreter(
