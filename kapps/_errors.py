@@ -45,7 +45,9 @@ def one_line(text: object, limit: int = 500) -> str:
 
 def is_number(value: object) -> bool:
     """Whether it is a finite real number, of Python or NumPy."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    return is_whole(value) or math.isfinite(value)  # of a huge whole number it cannot tell
 
 
 def is_whole(value: object) -> TypeGuard[SupportsInt]:

@@ -98,6 +98,9 @@ def convert(
     and its zero point 0, so that an app passes the bytes of the image as they are. MediaPipe
     refuses models for gray images: convert `rgb_input(model)` for it.
 
+    The weights of a network of over 64 MiB go to the file by way of the folder for temporary files
+    (TMPDIR), where int8 takes up to twice their size.
+
     Args:
         model: a functional image classifier of fixed input size that ends in a softmax, or in one
             unit with a sigmoid, which becomes two classes, 1 - p and p; of any dtype policy, the
@@ -305,12 +308,14 @@ def _content(
         converter.representative_dataset = lambda: _calibration_set(calibration)
         converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
         if quantization == "int8":
-            calibrate_by(
+            calibrated = calibrate_by(
                 converter,
                 lambda content: with_ranges(
                     content, stand_ins, (image for (image,) in _calibration_set(calibration))
                 ),
             )
+            if stand_ins and not calibrated:
+                raise NotFound
     try:
         content = converted(converter)
         return filled(content, stand_ins) if stand_ins else content

@@ -64,11 +64,17 @@ def converted(converter: Any) -> bytes:
         return bytes(converter.convert())
 
 
-def calibrate_by(converter: Any, calibrate: Callable[[bytes], bytes]) -> None:
+def calibrate_by(converter: Any, calibrate: Callable[[bytes], bytes]) -> bool:
     """Has the quantizer take the ranges that `calibrate` adds to the file of floats.
 
-    In the place of TensorFlow's calibrator, which has copies of the whole file in memory.
+    In the place of TensorFlow's calibrator, which has copies of the whole file in memory, and looks
+    at the inputs of an operation after it as well: a sum may lie there by then.
+
+    Returns:
+        Whether it does: the place is private to the converter.
     """
+    if not hasattr(converter, "_quantize"):
+        return False
     from tensorflow.lite.python.convert import mlir_quantize
 
     def quantize(content: bytes, input_type: Any, output_type: Any, *args: Any) -> bytes:
@@ -88,6 +94,7 @@ def calibrate_by(converter: Any, calibrate: Callable[[bytes], bytes]) -> None:
         )
 
     converter._quantize = quantize
+    return True
 
 
 _LARGE = 64 << 20  # bytes of a file, below which its copies do not matter

@@ -105,7 +105,7 @@ def _parts(model: Any, weights: Mapping[int, Weights], folder: Path) -> Iterator
         found = sorted(n for n in made if graph.tensors[n].type == floats)
         part = copy.copy(model)
         part.signatureDefs = part.metadata = part.metadataBuffer = None
-        part.subgraphs = [copy.copy(graph)]
+        part.subgraphs = [copy.copy(graph), *model.subgraphs[1:]]
         part.subgraphs[0].operators = operators
         # As an output a tensor has memory of its own; others give theirs to the next.
         part.subgraphs[0].inputs, part.subgraphs[0].outputs = inputs, sorted({*outputs, *found})

@@ -114,13 +114,11 @@ def _small(layer: Any, stand_ins: list[StandIn], random: np.random.Generator) ->
     *_, channels, filters = layer.kernel.shape
     numbers = math.prod(layer.kernel.shape)
     common = math.gcd(channels, filters)
-    groups = (
-        max(n for n in range(1, common + 1) if common % n == 0 and numbers // n >= _LEAST_NUMBERS)
-        if numbers >= _LEAST_NUMBERS
-        else 1
-    )
-    if groups == 1 or numbers * 4 < _LEAST_KERNEL_BYTES:
+    if numbers * 4 < _LEAST_KERNEL_BYTES or common == 1:
         return None
+    groups = max(
+        n for n in range(1, common + 1) if common % n == 0 and numbers // n >= _LEAST_NUMBERS
+    )
     kernel = np.asarray(memoryview(layer.kernel.value.read_value()))
     largest = np.maximum(kernel.max(axis=(0, 1, 2)), -kernel.min(axis=(0, 1, 2)))
     signs = random.choice(np.array([-1, 1], "float32"), filters)

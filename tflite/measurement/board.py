@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kapps._errors import InputError
+from kapps._errors import InputError, is_number
 from kapps.tflite.child import check_time_limit
 from kapps.tflite.measurement.benchmark_tool import linux_device, pinning
 from kapps.tflite.measurement.latency import identity
@@ -181,7 +181,7 @@ def measure_board(
             message = _json(line)
             last.update(message)
             share = message.get("share")
-            if share is not None and _is_number(share) and 0 <= share <= 1:
+            if share is not None and is_number(share) and 0 <= share <= 1:
                 progress(share)
 
         before = board_state(ssh, sys_folder)
@@ -317,12 +317,8 @@ def _file(values: Mapping[str, Any]) -> BoardFile:
     )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _milliseconds(value: Any) -> float:
-    if not _is_number(value) or not 0 < value < 1e9:
+    if not is_number(value) or not 0 < value < 1e9:
         raise ValueError(f"{value!r:.40} is no time")
     return float(value)
 
