@@ -18,6 +18,12 @@ _CAPTURED = {"capture_output": True, "text": True, "check": False}
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # inherited by every child process
 
+# Each of several processes has a core: where all of them use all cores they wait for one another,
+# and take a third longer.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for _name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(_name, "1")
+
 # The stand-in for the hub is found whatever the machine is set to.
 for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_"))]:
     del os.environ[_name]
