@@ -8,8 +8,10 @@ import os
 import time
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from tflite_crafted import crafted_file, crafted_sine
 
 from kapps import InputError
@@ -71,6 +73,21 @@ def test_the_memory_is_the_same_where_python_compiles_first(nets, tmp_path, monk
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     (compiled,) = measure([nets["large"]], min_runs=1, min_seconds=0)
     assert compiled.peak_memory_mb == pytest.approx(cached.peak_memory_mb, abs=1.5)
+
+
+def test_strings_are_measured(tmp_path):
+    """A file that takes text: only its RESHAPE is left of the crafted one."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(crafted_file([1, 12]), 0))
+    (graph,) = model.subgraphs
+    graph.operators = graph.operators[1:]
+    for tensor in graph.tensors[1:3]:
+        tensor.type, tensor.shape = schema.TensorType.STRING, [1, 12]
+    graph.inputs = [1]
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    (tmp_path / "text.tflite").write_bytes(builder.Output())
+    (result,) = measure([tmp_path / "text.tflite"], min_runs=1, min_seconds=0)
+    assert result.peak_memory_mb > 0
 
 
 def test_progress_goes_up_to_one(nets):
