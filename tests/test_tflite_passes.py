@@ -483,11 +483,13 @@ def test_auxiliary_heads_go():
 @pytest.mark.slow
 def test_googlenet_loses_its_auxiliary_heads():
     model = kapps.GoogLeNet(aux=True, classes=10, input_shape=(64, 64, 3))
-    result = run_passes(model)
-    assert result.output_shape == (1, 10)
-    assert not any(name.startswith("aux") for name in _names(result))
+    result = remove_auxiliary_heads(model)
     image = _images(model, 1)
-    np.testing.assert_allclose(result(image), model(image)[0], atol=1e-5)
+    # The same layers. How exact all passes together are is tested above.
+    np.testing.assert_allclose(result(image), model(image)[0], rtol=1e-6)
+    for found in (result, run_passes(model)):
+        assert found.output_shape[1:] == (10,)
+        assert not any(name.startswith("aux") for name in _names(found))
 
 
 # Nested models, training layers, batch.
