@@ -163,7 +163,8 @@ def test_synchronized_statistics_are_computed_all_the_same(monkeypatch):
 def test_whole_batch_training_reaches_every_weight():
     """With a probability so small that nothing is dropped, and with one that drops something."""
     for rate in (1e-6, 0.5):
-        model = kapps.EfficientNetLite0(
+        model = kapps.CifarResNet(
+            depth=14,
             input_shape=SHAPE,
             classes=3,
             drop_path_rate=rate,
