@@ -224,6 +224,7 @@ def test_batch_norm_momentum_and_start_weights(tmp_path: Path, tiny) -> None:
             atol=1e-6,
         )
         moved[momentum] = model.get_layer("bn1").moving_mean.numpy()
+    assert moved[0.0].any()
     np.testing.assert_allclose(moved[0.9], 0.1 * moved[0.0], rtol=1e-4, atol=1e-7)
 
 
