@@ -100,9 +100,9 @@ def test_the_file_is_that_of_the_converter(quantization, tmp_path, monkeypatch):
         path = tmp_path / f"{least}.tflite"
         convert(model, path, quantization=quantization, calibration=images())
         files.append(graph_of(read(path)))
-    assert [len(stood) for _, stood in found] == [6, 0]  # strided, wide, narrow, point, flat, one
-    small, whole = (model.count_params() for model, _ in found)
-    assert small < whole / 8
+    ((small, stood),) = found
+    assert len(stood) == 6  # strided, wide, narrow, point, flat, one
+    assert small.count_params() < model.count_params() / 8
     for ours, theirs in zip(*files, strict=True):
         assert ours == theirs
 

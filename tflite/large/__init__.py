@@ -21,6 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 from kapps.tflite.large import filling, ranges
 from kapps.tflite.large.filling import NotFound as NotFound
 from kapps.tflite.large.stand_ins import StandIn as StandIn
+from kapps.tflite.large.stand_ins import is_large as is_large
 from kapps.tflite.large.stand_ins import with_stand_ins as with_stand_ins
 
 

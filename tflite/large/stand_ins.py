@@ -85,14 +85,17 @@ class _InGroups(layers.Conv2D):
         )
 
 
+def is_large(model: keras.Model) -> bool:
+    """Whether it is worth it, by `LEAST_BYTES`."""
+    return sum(math.prod(weight.shape) for weight in model.weights) * 4 >= LEAST_BYTES
+
+
 def with_stand_ins(model: keras.Model) -> tuple[keras.Model, list[StandIn]]:
-    """The model with small kernels, and what they stand for; all of `model` if that is not large.
+    """The model with small kernels in the place of large ones, and what they stand for.
 
     The kernels are not copied: they are looked at where the model has them.
     """
     stand_ins: list[StandIn] = []
-    if sum(math.prod(w.shape) * 4 for w in model.weights) < LEAST_BYTES:
-        return model, stand_ins
     random = np.random.default_rng(0)
 
     def plan(graph: Graph) -> dict[keras.Operation, Any]:

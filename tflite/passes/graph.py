@@ -163,8 +163,7 @@ def rebuild(
                 else copy_layer(layer, **changes(layer))
             )
             copies[id(layer)] = layer, copy
-            with undrawn(copy):
-                return copy(*args, **kwargs)
+            return _called(copy, layer, args, kwargs)
         return copies[id(layer)][1](*args, **kwargs)
 
     names = [layer.name for layer in graph.layers if isinstance(layer, layers.InputLayer)]
@@ -177,17 +176,22 @@ def rebuild(
         for x, name in zip(graph.inputs, names, strict=True)
     ]
     fronted.update({id(x): front(x) for x in inputs})
-    copy = keras.models.clone_model(
+    return keras.models.clone_model(
         graph,
         input_tensors=_plain(inputs),
         clone_function=lambda layer: layer,  # `call` copies: it also sees the arguments
         call_function=call,
     )
-    for layer, layer_copy in copies.values():
-        # A bare op has no weights, and a nested model has got its own.
-        if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model):
-            _take_weights(layer_copy, layer)
-    return copy
+
+
+def _called(copy: Any, layer: Any, args: Any, kwargs: Any) -> Any:
+    """What the copy of a layer gives, with the layer's weights from now on."""
+    with undrawn(copy):
+        outputs = copy(*args, **kwargs)
+    # A bare op has no weights, and a nested model has got its own.
+    if isinstance(layer, keras.Layer) and not isinstance(layer, keras.Model):
+        _take_weights(copy, layer)
+    return outputs
 
 
 @contextlib.contextmanager
@@ -267,8 +271,7 @@ def flattened(model: keras.Model) -> keras.Model:
         if id(layer) not in copies:
             copy = copy_layer(layer, **({"name": names[id(layer)]} if id(layer) in names else {}))
             copies[id(layer)] = layer, copy
-            with undrawn(copy):
-                return copy(*args, **kwargs)
+            return _called(copy, layer, args, kwargs)
         return copies[id(layer)][1](*args, **kwargs)
 
     def run(graph: keras.Model, inputs: Any) -> Any:
@@ -284,11 +287,7 @@ def flattened(model: keras.Model) -> keras.Model:
         return _plain([tensors[id(x)] for x in graph.outputs])
 
     inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name) for x in graph.inputs]
-    flat = keras.Model(_plain(inputs), run(graph, _plain(inputs)), name=model.name)
-    for layer, copy in copies.values():
-        if isinstance(layer, keras.Layer):
-            _take_weights(copy, layer)
-    return flat
+    return keras.Model(_plain(inputs), run(graph, _plain(inputs)), name=model.name)
 
 
 def replace(model: keras.Model, plan: Plan) -> keras.Model:
