@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import importlib
 import json
 import os
@@ -221,17 +220,6 @@ def _outcome(task: str, end: Mapping[str, Any], time_limit: float) -> Any:
     raise InputError(f"{at} kills the interpreter ({how}): is the file intact?")
 
 
-def give_back_memory() -> None:
-    """Gives the system what is free. glibc keeps it: gigabytes, where a network came to pieces.
-
-    A child of the server would use what the imports have freed, and seem to grow less than it does:
-    there are tens of MB of it where Python compiles what it imports.
-    """
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # not every C library has it
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 # The server.
 
 
@@ -244,7 +232,7 @@ def _serve(task: str) -> None:
             print(json.dumps(message), file=lines, flush=True)
 
         work = importlib.import_module(f"kapps.tflite.{task}").work
-        give_back_memory()
+        _give_back_free_memory()
         send(ready=task)
         for line in sys.stdin:
             received = json.loads(line)
@@ -258,6 +246,15 @@ def _serve(task: str) -> None:
             os.close(reader)
             os.close(errors)
             send(end={"end": how, "said": said.decode(errors="replace").strip()})
+
+
+def _give_back_free_memory() -> None:
+    """What the imports have freed is not to serve a child unseen: its growth is what it uses.
+
+    There are tens of MB of it where Python compiles what it imports.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not every C library has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _follow(

@@ -27,7 +27,6 @@ from kapps import _hub
 from kapps._errors import InputError, unknown
 from kapps._files import atomic_write, sha256
 from kapps.tflite import file_facts
-from kapps.tflite.child import give_back_memory
 from kapps.tflite.classifier import as_classifier
 from kapps.tflite.comparison import layers_in
 from kapps.tflite.file_facts import Content
@@ -276,21 +275,14 @@ def _convert(
     model: keras.Model, quantization: Quantization, io: IO, calibration: np.ndarray | None
 ) -> Content:
     """The file's content, without metadata."""
-    large = is_large(model) and quantization != "int16x8"
-    if large:
-        give_back_memory()  # of the predictions
     with sharing_weights():
         model = run_passes(model, quantization=quantization)
         if quantization == "int16x8":
             model = _without_hard_swish(model)
-        if large:
+        elif is_large(model):
             small, stand_ins = with_stand_ins(model)
-            give_back_memory()  # of the passes
             with contextlib.suppress(NotFound):
-                content = _content(small, quantization, io, calibration, stand_ins)
-                del model, small, stand_ins
-                give_back_memory()  # of the converter
-                return content
+                return _content(small, quantization, io, calibration, stand_ins)
     return _content(model, quantization, io, calibration, [])
 
 
