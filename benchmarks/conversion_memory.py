@@ -84,7 +84,6 @@ def measure(network: str, quantization: str, count: int) -> dict[str, float]:
     import numpy as np
 
     import kapps
-    from kapps import tflite
 
     model = getattr(kapps, network)()
     size = model.input_shape[1]
@@ -94,6 +93,13 @@ def measure(network: str, quantization: str, count: int) -> dict[str, float]:
     images = np.stack([np.kron(image, np.ones((size // 4 + 1,) * 2 + (1,))) for image in coarse])
     images = images[:, :size, :size].astype("uint8")
     _calm(model, images)
+    return {"size": size, **held(model, images, quantization)}
+
+
+def held(model: Any, images: Any, quantization: str) -> dict[str, float]:
+    """What a conversion of this model holds beyond it: MiB, and seconds."""
+    from kapps import tflite
+
     with tempfile.TemporaryDirectory() as folder:
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what building the network has left
@@ -110,7 +116,6 @@ def measure(network: str, quantization: str, count: int) -> dict[str, float]:
         peak = _status("VmHWM")
     weights = sum(math.prod(weight.shape) for weight in model.weights) * 4
     return {
-        "size": size,
         "weights": weights / MIB,
         "peak": peak - before,
         "unmapped": highest - own,

@@ -1,28 +1,16 @@
-"""Converts a network of hundreds of MiB to int8, and prints what that took: FOLDER."""
+"""Converts a network of hundreds of MiB to int8, and prints what the benchmark measures of it."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import sys
+import runpy
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers
 
-from kapps import tflite
-
-
-def status(name: str) -> float:
-    """MiB, of this process."""
-    (line,) = [
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith(f"{name}:")
-    ]
-    return int(line.split()[1]) / 1024
+BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "conversion_memory.py"
 
 
 def main() -> None:
@@ -34,13 +22,8 @@ def main() -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)
     images = images.repeat(8, axis=1).repeat(8, axis=2)
     model(images[:1].astype("float32"), training=False)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what building the network has left
-    Path("/proc/self/clear_refs").write_text("5")  # the highest is what it is now
-    before = status("VmRSS")
-    tflite.convert(model, Path(sys.argv[1], "net.tflite"), quantization="int8", calibration=images)
-    weights = sum(weight.numpy().nbytes for weight in model.weights) / (1 << 20)
-    print(json.dumps({"weights": weights, "peak": status("VmHWM") - before}))
+    held = runpy.run_path(str(BENCHMARK))["held"]
+    print(json.dumps(held(model, images, "int8")))
 
 
 if __name__ == "__main__":

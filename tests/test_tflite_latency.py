@@ -8,7 +8,6 @@ import os
 import time
 from pathlib import Path
 
-import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -17,6 +16,7 @@ from tflite_crafted import crafted_file, crafted_sine
 from kapps import InputError
 from kapps.tflite import child, measure
 from kapps.tflite.interpreter import load_interpreter
+from kapps.tflite.large import filling
 from kapps.tflite.measurement import latency, latency_task
 
 
@@ -77,15 +77,13 @@ def test_the_memory_is_the_same_where_python_compiles_first(nets, tmp_path, monk
 
 def test_strings_are_measured(tmp_path):
     """A file that takes text: only its RESHAPE is left of the crafted one."""
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(crafted_file([1, 12]), 0))
+    model = filling.unpacked(crafted_file([1, 12]))
     (graph,) = model.subgraphs
     graph.operators = graph.operators[1:]
     for tensor in graph.tensors[1:3]:
         tensor.type, tensor.shape = schema.TensorType.STRING, [1, 12]
     graph.inputs = [1]
-    builder = flatbuffers.Builder(0)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    (tmp_path / "text.tflite").write_bytes(builder.Output())
+    (tmp_path / "text.tflite").write_bytes(filling.packed(model))
     (result,) = measure([tmp_path / "text.tflite"], min_runs=1, min_seconds=0)
     assert result.peak_memory_mb > 0
 

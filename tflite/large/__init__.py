@@ -4,7 +4,8 @@ The converter has three copies of the weights in memory at a time, and eleven wh
 5.4 GB for the 0.5 GB of VGG11. Here it sees a network of the same layers with small kernels: a
 convolution in groups has the same inputs and outputs, and as many times fewer weights. `stand_ins`
 makes that network, `filling` puts the weights into the file that comes out of it, which goes to
-disk piece by piece, and `ranges` finds what a quantizer has to know of the real network.
+disk piece by piece, and `ranges` finds what a quantizer has to know of the real network, a small
+one too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -49,11 +49,9 @@ def with_ranges(
     real, weights = filling.read(content, stand_ins)
     with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
         found = ranges.find_ranges(real, weights, images, Path(folder))
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = filling.unpacked(content)
     for number, (low, high) in found.items():
         tensor = model.subgraphs[0].tensors[number]
         tensor.quantization = schema.QuantizationParametersT()
         tensor.quantization.min, tensor.quantization.max = [low], [high]
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return bytes(filling.packed(model))

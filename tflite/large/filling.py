@@ -58,13 +58,26 @@ class NotFound(Exception):
     """A stand-in is not in the file as it was given: the converter has done something to it."""
 
 
+def unpacked(content: bytes) -> Any:
+    """A file as an object of the schema's."""
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+
+
+def packed(model: Any) -> bytearray:
+    """The file of such an object."""
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    content: bytearray = builder.Output()  # of its own
+    return content
+
+
 def read(content: bytes, stand_ins: Sequence[StandIn]) -> tuple[Any, dict[int, Weights]]:
     """The file as an object in which tensors have their real shapes, and what buffers have to hold.
 
     Raises:
         NotFound: so it is.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = unpacked(content)
     weights: dict[int, Weights] = {}
     left = list(stand_ins)
     for graph in model.subgraphs:
@@ -121,11 +134,9 @@ def write(file: IO[bytes], model: Any, weights: Mapping[int, Weights]) -> None:
     kept = {number: model.buffers[number].data for number in weights}
     for number in weights:
         model.buffers[number].data = np.zeros(1, "uint8")  # so that there is a reference
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    head = packed(model)
     for number, data in kept.items():
         model.buffers[number].data = data
-    head = builder.Output()  # a bytearray of its own
     root = schema.Model.GetRootAs(head, 0)
     end = len(head)
     places = []
@@ -137,10 +148,8 @@ def write(file: IO[bytes], model: Any, weights: Mapping[int, Weights]) -> None:
         places.append((start, content))
         end = start + content.size
     file.write(head)
-    end = len(head)
     for start, content in places:
-        file.write(bytes(start - 4 - end))
+        file.write(bytes(start - 4 - file.tell()))
         file.write(struct.pack("<I", content.size))
         for part in content.parts():
             file.write(part)
-        end = start + content.size

@@ -46,13 +46,13 @@ def find_ranges(
     (image,) = graph.inputs
     parts = list(_parts(model, weights, folder))
     between = max(sum(_bytes(graph.tensors[n]) for n in part.inputs) for part in parts)
+    needed = [{n for later in parts[i + 1 :] for n in later.inputs} for i in range(len(parts))]
     ranges: dict[int, tuple[float, float]] = {}
     for group in _groups(images, max(1, _BETWEEN_BYTES // between)):
         for pixels in group:
             _widen(ranges, image, pixels)
         values = [{image: pixels} for pixels in group]
-        for index, part in enumerate(parts):
-            needed = {n for later in parts[index + 1 :] for n in later.inputs}
+        for part, kept in zip(parts, needed, strict=True):
             interpreter = Interpreter(
                 str(part.path),
                 experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
@@ -64,7 +64,7 @@ def find_ranges(
                 interpreter.invoke()
                 for number in part.found:
                     _widen(ranges, number, interpreter.tensor(number)())
-                for number in [n for n in value if n not in needed]:
+                for number in [n for n in value if n not in kept]:
                     del value[number]
                 for number in part.outputs:
                     value[number] = interpreter.get_tensor(number)
