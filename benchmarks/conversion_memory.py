@@ -42,8 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--one", nargs=2, help="network and quantization, in this process")
+    parser.add_argument("--calm", nargs=2, help="network, and where its weights go")
+    parser.add_argument("--one", nargs=3, help="network, its weights, and quantization")
     arguments = parser.parse_args()
+    if arguments.calm:
+        calm(*arguments.calm, arguments.images)
+        return
     if arguments.one:
         print(json.dumps(measure(*arguments.one, arguments.images)))
         return
@@ -63,37 +67,71 @@ def main() -> None:
     )
     print("|---|---:|---:|---|---:|---:|---:|", flush=True)
     for network in arguments.networks.split(","):
-        for quantization in QUANTIZATIONS:
-            command = [sys.executable, __file__, f"--images={arguments.images}"]
-            child = subprocess.run(
-                [*command, "--one", network, quantization], capture_output=True, text=True
-            )
-            if child.returncode:
-                sys.exit(f"{network} {quantization}: {child.stderr}")
-            found = json.loads(child.stdout.splitlines()[-1])
-            print(
-                f"| `{network}` | {found['size']} px | {found['weights']:.0f} | {quantization} "
-                f"| {found['peak']:.0f} | {found['unmapped']:.0f} | {found['seconds']:.0f} |",
-                flush=True,
-            )
+        with tempfile.TemporaryDirectory() as folder:
+            weights = str(Path(folder, "calm.weights.h5"))
+            _run("--calm", network, weights, images=arguments.images)
+            for quantization in QUANTIZATIONS:
+                found = json.loads(
+                    _run("--one", network, weights, quantization, images=arguments.images)
+                )
+                print(
+                    f"| `{network}` | {found['size']} px | {found['weights']:.0f} | {quantization} "
+                    f"| {found['peak']:.0f} | {found['unmapped']:.0f} | {found['seconds']:.0f} |",
+                    flush=True,
+                )
 
 
-def measure(network: str, quantization: str, count: int) -> dict[str, float]:
-    """Sizes in MiB, and seconds."""
+def _run(*arguments: str, images: int) -> str:
+    """The last line that this program prints, as a process of its own."""
+    command = [sys.executable, __file__, f"--images={images}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(arguments)}: {done.returncode}, {done.stderr}")
+    return done.stdout.splitlines()[-1] if done.stdout else ""
+
+
+def _network(name: str, count: int) -> tuple[Any, Any]:
+    """A network, and images of its size."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import numpy as np
 
     import kapps
 
-    model = getattr(kapps, network)()
+    model = getattr(kapps, name)()
     size = model.input_shape[1]
-    random = np.random.default_rng(0)
     # Smooth colors: noise would be warned of.
-    coarse = random.uniform(0, 255, (count, 4, 4, 3))
+    coarse = np.random.default_rng(0).uniform(0, 255, (count, 4, 4, 3))
     images = np.stack([np.kron(image, np.ones((size // 4 + 1,) * 2 + (1,))) for image in coarse])
-    images = images[:, :size, :size].astype("uint8")
-    _calm(model, images)
-    return {"size": size, **held(model, images, quantization)}
+    return model, images[:, :size, :size].astype("uint8")
+
+
+def calm(name: str, path: str, count: int) -> None:
+    """Writes weights with which a network's feature maps are of the size of a trained one's.
+
+    Of drawn weights alone those of a deep network reach 1e14, and no two roundings agree.
+    """
+    import keras
+    import tensorflow as tf
+    from keras import layers
+
+    model, images = _network(name, count)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0  # the statistics become those of the images
+    values = images.astype("float32")
+    tf.function(lambda x: model(x, training=True))(values)
+    # Noise of a rounding is not to decide between classes.
+    last = [layer for layer in model.layers if hasattr(layer, "kernel")][-1]
+    given = keras.Model(model.inputs, last.input).predict(values, verbose=0, batch_size=4)
+    last.kernel.assign(last.kernel / given.std() / 10)
+    model.save_weights(path)
+
+
+def measure(name: str, path: str, quantization: str, count: int) -> dict[str, float]:
+    """Sizes in MiB, and seconds."""
+    model, images = _network(name, count)
+    model.load_weights(path)
+    return {"size": model.input_shape[1], **held(model, images, quantization)}
 
 
 def held(model: Any, images: Any, quantization: str) -> dict[str, float]:
@@ -134,15 +172,6 @@ while not select.select([sys.stdin], [], [], 0.01)[0]:
                 highest = max(highest, int(line.split()[1]))
 print(highest)
 """
-
-
-def _calm(model: Any, images: Any) -> None:
-    """Without training a deep network's outputs are thousands, and no two roundings agree."""
-    import keras
-
-    last = [layer for layer in model.layers if hasattr(layer, "kernel")][-1]
-    before = keras.Model(model.inputs, last.input).predict(images[:2], verbose=0)
-    last.kernel.assign(last.kernel / before.std() / 10)
 
 
 def _status(name: str) -> float:

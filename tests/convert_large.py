@@ -16,7 +16,7 @@ BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "conversion_memory.py"
 def main() -> None:
     x = image = keras.Input((32, 32, 3))
     x = layers.Conv2D(512, 4, strides=4, activation="relu")(x)
-    x = layers.Conv2D(2560, 8, name="large")(x)
+    x = layers.BatchNormalization()(layers.Conv2D(2560, 8, name="large")(x))
     x = layers.Dense(10, activation="softmax")(layers.Flatten()(x))
     model = keras.Model(image, x)
     images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)

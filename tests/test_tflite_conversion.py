@@ -49,6 +49,25 @@ def test_the_file_is_as_accurate_as_the_model(quantization, net, digits, convers
     np.testing.assert_allclose(outputs.sum(axis=1), 1, atol=0.02)  # probabilities
 
 
+@pytest.mark.filterwarnings("ignore:weak check")  # it is as untrained as a network can be
+def test_weights_that_no_integer_can_hold(tmp_path):
+    """LiteRT 2.3.0 ends the process that loads such a file."""
+    x = image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(16, 3, activation="relu", name="stem")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, layers.Dense(10, activation="softmax", name="scores")(x))
+    for name, factor in (("stem", 1e10), ("scores", 1e-12)):
+        kernel = model.get_layer(name).kernel
+        kernel.assign(kernel * factor)
+    images = np.random.default_rng(0).uniform(0, 255, (8, 4, 4, 3))
+    images = np.kron(images, np.ones((1, 4, 4, 1))).astype("uint8")
+    path = tmp_path / "net.tflite"
+    with pytest.raises(InputError, match=r"int8 has no form of FULLY_CONNECTED in layer 'scores'"):
+        convert(model, path, quantization="int8", calibration=images)
+    assert not path.exists()
+    convert(model, path, quantization="float32", calibration=images)
+
+
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_static_and_built_in(quantization, conversions):
     path = conversions[quantization].path

@@ -17,6 +17,7 @@ from kapps.tflite.file_facts import (
     PlainTensor,
     quantization,
     read_graph,
+    too_fine,
     variant,
 )
 from kapps.tflite.file_facts import float_operations as in_float
@@ -73,11 +74,24 @@ def test_a_conversion_computes_nothing():
     assert [op.name for op in in_float(graph)] == ["SIN"]
 
 
+@pytest.mark.parametrize(("output", "found"), [(0.26, []), (0.24, ["CONV_2D"])])
+def test_an_output_of_less_than_a_256th(output, found):
+    """Of a step of the input times one of the weights, the coarsest of all filters."""
+    scales = (64.0, 1.0, output)
+    names = ("image", "kernel", "map")
+    tensors = [PlainTensor(n, "INT8", n == "kernel", s) for n, s in zip(names, scales, strict=True)]
+    conv, pool = PlainOperation("CONV_2D", (0, 1, -1), (2,)), PlainOperation("MUL", (0, 1), (2,))
+    graph = PlainGraph(tuple(tensors), (conv, pool))
+    assert [op.name for op in too_fine(graph)] == found
+    floats = PlainGraph(tuple(PlainTensor(n, "FLOAT32", False) for n in names), (conv,))
+    assert too_fine(floats) == []
+
+
 def test_the_graph_of_a_file():
     graph = read_graph(crafted_sine())
     assert [op.name for op in graph.operations][2:] == ["SIN", "QUANTIZE", "RESHAPE"]
     assert graph.operations[0] == PlainOperation("CONV_2D", (0, 6, 7), (1,))
-    assert graph.tensors[6] == PlainTensor("kernel", "INT8", True)
+    assert graph.tensors[6] == PlainTensor("kernel", "INT8", True, 1.0)
     assert graph.tensors[2] == PlainTensor("real", "FLOAT32", False)
     assert read_graph(crafted_file([1, 12], custom="Odd")).operations[1].name == "Odd"
 

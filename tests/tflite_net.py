@@ -10,28 +10,18 @@ from kapps import _layers, custom_layers
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# The networks that are made for phones. The first four have all that the others have: squeeze and
-# excitation, hard-swish, SiLU, grouped convolutions, both shuffles, slices, pooled shortcuts.
-NINE = (
-    "MobileNetV3Small",
-    "ShuffleNet",
-    "ShuffleNetV2_x0_5",
-    "EfficientNetB0",
-    *(
-        pytest.param(name, marks=pytest.mark.nightly)
-        for name in (
-            "MobileNet",
-            "MobileNetV2",
-            "MobileNetV3Large",
-            "EfficientNetLite0",
-            "EfficientNetV2B0",
-        )
-    ),
+# The networks that are made for phones.
+_NINE = (
+    *("MobileNetV3Small", "ShuffleNet", "ShuffleNetV2_x0_5", "EfficientNetB0"),
+    *("MobileNet", "MobileNetV2", "MobileNetV3Large", "EfficientNetLite0", "EfficientNetV2B0"),
 )
 
-# Each with something of its own: hard-swish and gates; a shuffle that crosses groups; one that a
-# pass removes; ReLU6 throughout. The others of the nine are made of the same.
-FOUR = ("EfficientNetLite0", "MobileNetV3Small", "ShuffleNet", "ShuffleNetV2_x0_5")
+
+def nine(*often: str) -> list[object]:
+    """Their names, as a test's parameters: those that are not among `often` run at night."""
+    return [
+        name if name in often else pytest.param(name, marks=pytest.mark.nightly) for name in _NINE
+    ]
 
 
 def small_net(channels: int = 3) -> keras.Model:

@@ -15,7 +15,6 @@ and passed on only if it is JSON.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import json
 import os
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from kapps._errors import InputError, one_line
+from kapps.tflite.memory import give_back_free_memory
 
 MEMORY_LIMIT = 8 << 30  # bytes of address space; the largest network of kapps takes a fifth
 OUTPUT_LIMIT = 64 << 20  # bytes that a child may send; samples and tensors go into files
@@ -232,7 +232,9 @@ def _serve(task: str) -> None:
             print(json.dumps(message), file=lines, flush=True)
 
         work = importlib.import_module(f"kapps.tflite.{task}").work
-        _give_back_free_memory()
+        # What the imports have freed is not to serve a child unseen: its growth is what it uses.
+        # There are tens of MB of it where Python compiles what it imports.
+        give_back_free_memory()
         send(ready=task)
         for line in sys.stdin:
             received = json.loads(line)
@@ -246,15 +248,6 @@ def _serve(task: str) -> None:
             os.close(reader)
             os.close(errors)
             send(end={"end": how, "said": said.decode(errors="replace").strip()})
-
-
-def _give_back_free_memory() -> None:
-    """What the imports have freed is not to serve a child unseen: its growth is what it uses.
-
-    There are tens of MB of it where Python compiles what it imports.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # not every C library has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _follow(

@@ -9,6 +9,7 @@ has to agree with the model on real images before it gets its name.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -40,9 +41,10 @@ from kapps.tflite.large import (
     with_ranges,
     with_stand_ins,
 )
+from kapps.tflite.memory import give_back_free_memory
 from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, write_with_metadata
 from kapps.tflite.passes import run_passes
-from kapps.tflite.passes.graph import in_float32, rebuild, sharing_weights
+from kapps.tflite.passes.graph import in_float32, rebuild, settle, sharing_weights
 from kapps.tflite.verification import Verification, probabilities, verify_against
 
 Quantization = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
@@ -205,13 +207,18 @@ def convert(
             if tuned
             else _convert(model, quantization, io, calibration)
         )
-        floats = _float_operations(content, model) if quantization in _CALIBRATED else ()
+        floats = (
+            _float_operations(content, model, quantization) if quantization in _CALIBRATED else ()
+        )
+        if not tuned and is_large(model):
+            gc.collect()  # of graphs
+            give_back_free_memory()
         with open(temporary, "wb+") as file:
             write_with_metadata(file, content, metadata)
         del content  # of hundreds of MiB
         figures = verify_against(expected, model, temporary, verification, quantization, str(path))
         if quantization == "int8" and io != "float32":
-            scale, zero_point = Runner(temporary).input_quantization
+            scale, zero_point = Runner(temporary, delegate=False).input_quantization
             if (scale, zero_point) != (1.0, -128 if io == "int8" else 0):
                 raise RuntimeError(
                     f"input quantized with {scale=}, {zero_point=}, not as raw bytes"
@@ -297,48 +304,52 @@ def _content(
     import tensorflow as tf
     from tensorflow.lite.python.convert_phase import ConverterError
 
-    from kapps.tflite.converter import calibrate_by, converted, make_converter
+    from kapps.tflite.converter import calibrate_by, converted, converter_of
 
-    converter, function = make_converter(model, [variable.value for variable in model.variables])
-    if quantization != "float32":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantization == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if quantization in _CALIBRATED:
-        assert calibration is not None
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-            if quantization == "int8"
-            else tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-        ]
-        converter.representative_dataset = lambda: _calibration_set(calibration)
-        converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
-        if quantization == "int8":
-            calibrated = calibrate_by(
-                converter,
-                lambda content: with_ranges(
-                    content, stand_ins, (image for (image,) in _calibration_set(calibration))
-                ),
-            )
-            if stand_ins and not calibrated:
-                raise NotFound
-    try:
-        content = converted(converter)
-        return filled(content, stand_ins) if stand_ins else content
-    except ConverterError as error:
-        missing = set(re.findall(r"'tf\.(\w+)' op is neither", str(error)))
-        if not missing:
-            raise
-        raise _not_builtin(missing, function, model) from error
-    except RuntimeError as error:  # of the quantizer, which follows the converter
-        missing = set(re.findall(r"not yet supported for op: '(\w+)'", str(error)))
-        if not missing:
-            raise
-        found = _layers_of(missing, _convert(model, "float32", "float32", None), model)
-        raise InputError(
-            f"TensorFlow Lite has no {quantization} form of {', '.join(found)}; use int8, "
-            "which leaves such operations in float, or replace the layer"
-        ) from error
+    settle(model)
+    with converter_of(model, [variable.value for variable in model.variables]) as (
+        converter,
+        function,
+    ):
+        if quantization != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantization == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if quantization in _CALIBRATED:
+            assert calibration is not None
+            converter.target_spec.supported_ops = [
+                tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+                if quantization == "int8"
+                else tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+            ]
+            converter.representative_dataset = lambda: _calibration_set(calibration)
+            converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
+            if quantization == "int8":
+                calibrated = calibrate_by(
+                    converter,
+                    lambda content: with_ranges(
+                        content, stand_ins, (image for (image,) in _calibration_set(calibration))
+                    ),
+                )
+                if stand_ins and not calibrated:
+                    raise NotFound
+        try:
+            content = converted(converter)
+        except ConverterError as error:
+            missing = set(re.findall(r"'tf\.(\w+)' op is neither", str(error)))
+            if not missing:
+                raise
+            raise _not_builtin(missing, function, model) from error
+        except RuntimeError as error:  # of the quantizer, which follows the converter
+            missing = set(re.findall(r"not yet supported for op: '(\w+)'", str(error)))
+            if not missing:
+                raise
+            found = _layers_of(missing, _convert(model, "float32", "float32", None), model)
+            raise InputError(
+                f"TensorFlow Lite has no {quantization} form of {', '.join(found)}; use int8, "
+                "which leaves such operations in float, or replace the layer"
+            ) from error
+    return filled(content, stand_ins) if stand_ins else content
 
 
 class _HardSwish(layers.Layer):
@@ -403,9 +414,21 @@ def _layers_of(operations: set[str], content: Content, model: keras.Model) -> li
     return [_where(op, graph, model) for op in graph.operations if op.name in operations]
 
 
-def _float_operations(content: Content, model: keras.Model) -> tuple[str, ...]:
-    """What an integer file computes in float, but for the conversion of its input and output."""
+def _float_operations(
+    content: Content, model: keras.Model, quantization: Quantization
+) -> tuple[str, ...]:
+    """What an integer file computes in float, but for the conversion of its input and output.
+
+    Raises:
+        InputError: it cannot be run.
+    """
     graph = file_facts.read_graph(content)
+    too_fine = [_where(op, graph, model) for op in file_facts.too_fine(graph)]
+    if too_fine:
+        raise InputError(
+            f"{quantization} has no form of {', '.join(too_fine)}: weights, or what comes of them, "
+            "are too small beside what goes in; are these trained weights? Use float32"
+        )
     return tuple(_where(op, graph, model) for op in file_facts.float_operations(graph))
 
 

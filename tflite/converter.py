@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -36,12 +37,14 @@ def quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def make_converter(model: Any, variables: Sequence[tf.Variable]) -> tuple[Any, Any]:
+@contextlib.contextmanager
+def converter_of(model: Any, variables: Sequence[tf.Variable]) -> Iterator[tuple[Any, Any]]:
     """A converter to a static batch of 1 and built-in operations, and the function it converts.
 
-    The converter goes by way of a saved model, which holds the variables that it can find. It does
-    not look into a Keras model: unlisted, the weights would be missing, without an error; and of a
-    tf_keras model it would trace every layer's call.
+    It goes by way of a saved model, which holds the variables that it can find. It does not look
+    into a Keras model: unlisted, the weights would be missing, without an error; and of a tf_keras
+    model it would trace every layer's call. The saved model is without gradients, of which an
+    activation may have one of its own: to write these takes longer than all the rest.
     """
     holder = tf.Module()
     holder.weights = list(variables)
@@ -50,9 +53,13 @@ def make_converter(model: Any, variables: Sequence[tf.Variable]) -> tuple[Any, A
         input_signature=[tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="image")],
         autograph=False,
     ).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    return converter, function
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
+        with quiet():
+            tf.saved_model.save(holder, folder, signatures=function, options=options)
+            converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        yield converter, function
 
 
 def converted(converter: Any) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from kapps._errors import InputError
 from kapps.tflite.metadata import Metadata, find_metadata, pixels_to_input
@@ -19,7 +19,11 @@ class NoSize(InputError):
 
 
 def load_interpreter(
-    path: str | os.PathLike[str], threads: int, input_shape: Sequence[int] | None = None
+    path: str | os.PathLike[str],
+    threads: int,
+    input_shape: Sequence[int] | None = None,
+    *,
+    delegate: bool = True,
 ) -> Interpreter:
     """An interpreter with its tensors allocated, and so with its delegate applied.
 
@@ -28,6 +32,8 @@ def load_interpreter(
         threads: of the interpreter.
         input_shape: of the input, if that has dimensions which are not fixed. Without one a batch
             is 1, and other such dimensions are refused.
+        delegate: whether XNNPACK takes what it can, with a copy of the weights; it is three times
+            as fast as what is built in.
 
     Raises:
         NoSize: the file needs an `input_shape`.
@@ -40,7 +46,15 @@ def load_interpreter(
         raise InputError(f"no such file: {path}")
     try:
         # Bytes: not every name is text, and as such it would be refused.
-        interpreter = Interpreter(os.fsencode(path), num_threads=threads)
+        interpreter = Interpreter(
+            os.fsencode(path),
+            num_threads=threads,
+            experimental_op_resolver_type=(
+                OpResolverType.AUTO
+                if delegate
+                else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            ),
+        )
         _fix_size(interpreter, path, input_shape)
         interpreter.allocate_tensors()
     except InputError:
@@ -110,9 +124,11 @@ class Runner:
             metadata in it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int = 1, delegate: bool = True
+    ) -> None:
         self.path = Path(path)
-        self._interpreter = load_interpreter(self.path, threads)
+        self._interpreter = load_interpreter(self.path, threads, delegate=delegate)
         inputs = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) != 4:

@@ -6,6 +6,7 @@ that the weights follow the small file in which they are missing.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,13 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kapps.tflite.large.stand_ins import StandIn
+from kapps.tflite.passes.graph import filters_at_once
 
 _TYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.FLOAT32: np.dtype("float32"),
     schema.TensorType.FLOAT16: np.dtype("float16"),
     schema.TensorType.INT8: np.dtype("int8"),
 }
-_AT_ONCE = 4 << 20  # bytes of a kernel that are turned round at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +38,12 @@ class Weights:
     @property
     def size(self) -> int:
         """In bytes."""
-        return self.stand_in.kernel.size * self.dtype.itemsize
+        return math.prod(self.stand_in.kernel.shape) * self.dtype.itemsize
 
     def parts(self) -> Iterator[bytes]:
         """The content, some filters at a time."""
         kernel = self.stand_in.kernel
-        filters = kernel.shape[-1]
-        step = max(1, _AT_ONCE * filters // kernel.nbytes)
-        for start in range(0, filters, step):
-            some = slice(start, start + step)
+        for some in filters_at_once(kernel.shape):
             part = np.ascontiguousarray(kernel[..., some].transpose(3, 0, 1, 2))
             if self.scales is not None:
                 # As TensorFlow: halves go away from zero, and -128 is not used.

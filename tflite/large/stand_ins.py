@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from kapps.tflite.passes.graph import Graph, rebuild, undrawn
+from kapps.tflite.passes.graph import Graph, Scaled, filters_at_once, rebuild, undrawn, values_of
 
 LEAST_BYTES = 64 << 20
 """Of the weights of a network that is worth it; the others are converted in a GB as they are."""
@@ -36,7 +36,7 @@ class StandIn:
         signs: of the small kernel's values in each filter, (filters,).
     """
 
-    kernel: np.ndarray
+    kernel: np.ndarray | Scaled
     channels: int
     largest: np.ndarray
     signs: np.ndarray
@@ -122,13 +122,15 @@ def _small(layer: Any, stand_ins: list[StandIn], random: np.random.Generator) ->
     groups = max(
         n for n in range(1, common + 1) if common % n == 0 and numbers // n >= _LEAST_NUMBERS
     )
-    kernel = np.asarray(memoryview(layer.kernel.value.read_value()))
-    largest = np.maximum(kernel.max(axis=(0, 1, 2)), -kernel.min(axis=(0, 1, 2)))
+    kernel = values_of(layer.kernel)
+    largest = np.zeros(filters, "float32")
+    for some in filters_at_once(kernel.shape):
+        largest[some] = np.abs(kernel[..., some]).max(axis=(0, 1, 2))
     signs = random.choice(np.array([-1, 1], "float32"), filters)
     stand_ins.append(StandIn(kernel, channels // groups, largest, signs))
     small = _InGroups.from_config({**layer.get_config(), "groups": groups})
     with undrawn(small):
         small.build((None, None, None, channels))
-    values = np.broadcast_to(signs * largest, small.kernel.shape)
-    small.set_weights([values, *map(keras.ops.convert_to_numpy, layer.weights[1:])])
+    value = np.broadcast_to(signs * largest, small.kernel.shape)
+    small.set_weights([value, *map(keras.ops.convert_to_numpy, layer.weights[1:])])
     return small

@@ -17,7 +17,16 @@ import numpy as np
 from keras import layers, ops
 
 from kapps.custom_layers import ChannelShuffle, ChannelSlice, ImageNormalization, _SameShape
-from kapps.tflite.passes.graph import Call, Graph, copy_layer, edited, identity, replace
+from kapps.tflite.passes.graph import (
+    Call,
+    Graph,
+    Scaled,
+    copy_layer,
+    edited,
+    identity,
+    replace,
+    values_of,
+)
 
 _LINEAR = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 
@@ -58,22 +67,21 @@ def _is_plain(layer: Any) -> bool:
     return layer.activation is keras.activations.linear
 
 
-def _weights(layer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias, float64; a layer without a bias has one of zeros."""
-    kernel, *bias = (np.asarray(value, "float64") for value in layer.get_weights())
-    if bias:
-        return kernel, bias[0]
-    depthwise = isinstance(layer, layers.DepthwiseConv2D)
-    return kernel, np.zeros(kernel.shape[2] * kernel.shape[3] if depthwise else kernel.shape[-1])
+def _bias(graph: Graph, layer: Any) -> np.ndarray:
+    """In float64; a layer without one has one of zeros."""
+    if layer.use_bias:
+        return np.asarray(layer.bias.numpy(), "float64")
+    return np.zeros(graph.output(layer).shape[-1])
 
 
-def _with_weights(
-    graph: Graph, layer: Any, kernel: np.ndarray, bias: np.ndarray, **changes: Any
+def _scaled(
+    graph: Graph, layer: Any, factors: np.ndarray | float, bias: np.ndarray, **changes: Any
 ) -> keras.Operation:
-    """The layer with these weights; it gets a bias if it needs one."""
+    """The layer with its kernel times `factors` and this bias, if it needs one."""
     use_bias = layer.use_bias or bool(bias.any())
-    values = [kernel, bias] if use_bias else [kernel]
-    return edited(graph, layer, [v.astype("float32") for v in values], use_bias=use_bias, **changes)
+    kernel = Scaled(values_of(layer.kernel), factors)
+    biases = [bias.astype("float32")] if use_bias else []
+    return edited(graph, layer, [kernel, *biases], use_bias=use_bias, **changes)
 
 
 @keras.saving.register_keras_serializable("kapps")
@@ -129,10 +137,8 @@ def _fold_normalization(graph: Graph) -> Mapping[keras.Operation, Call]:
             following = graph.only_after(following)
         # The kernel of a grouped convolution does not tell the channels apart.
         if is_linear(graph, following) and getattr(following, "groups", 1) == 1:
-            kernel, bias = _weights(following)
-            axis = 0 if type(following) is layers.Dense else 2
-            shape = [-1 if i == axis else 1 for i in range(kernel.ndim)]
-            replaced[following] = _with_weights(graph, following, kernel / std.reshape(shape), bias)
+            factors = 1 / std[:, None]  # the last axis but one, of any kernel, is the channels'
+            replaced[following] = _scaled(graph, following, factors, _bias(graph, following))
             std = np.ones_like(std)
         replaced[layer] = PixelNormalization(
             tuple(mean.tolist()), tuple(std.tolist()), name=layer.name, dtype=layer.dtype_policy
@@ -156,18 +162,16 @@ def _fold_batch_norm(graph: Graph) -> Mapping[keras.Operation, Call]:
             continue
         if not _is_plain(layer) or norm.axis not in (-1, len(graph.output(layer).shape) - 1):
             continue
-        kernel, bias = _weights(layer)
+        bias = _bias(graph, layer)
         values = [np.asarray(value, "float64") for value in norm.get_weights()]
         gamma = values.pop(0) if norm.scale else np.ones_like(bias)
         beta = values.pop(0) if norm.center else np.zeros_like(bias)
         mean, variance = values
         scale = gamma / np.sqrt(variance + norm.epsilon)
-        by_channel = scale
+        factors = scale
         if type(layer) is layers.DepthwiseConv2D:  # its outputs are of input, then multiplier
-            by_channel = scale.reshape(kernel.shape[2:])
-        replaced[layer] = _with_weights(
-            graph, layer, kernel * by_channel, (bias - mean) * scale + beta
-        )
+            factors = scale.reshape(layer.kernel.shape[2:])
+        replaced[layer] = _scaled(graph, layer, factors, (bias - mean) * scale + beta)
         replaced[norm] = identity
     return replaced
 
@@ -331,10 +335,9 @@ class _Scaling:
         result: dict[keras.Operation, Call] = {}
         for layer in {**self.factors, **biases}:
             factors = self.factors.get(layer, _Factors())
-            kernel, bias = _weights(layer)
-            kernel, bias = kernel * factors.kernel, bias * factors.bias + biases.get(layer, 0.0)
+            bias = _bias(self.graph, layer) * factors.bias + biases.get(layer, 0.0)
             changes = {"activation": activation} if layer in biases else {}
-            result[layer] = _with_weights(self.graph, layer, kernel, bias, **changes)
+            result[layer] = _scaled(self.graph, layer, factors.kernel, bias, **changes)
         return result
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -207,6 +208,57 @@ def undrawn(layer: Any) -> Iterator[None]:
             setattr(layer, name, value)
 
 
+class Scaled:
+    """A kernel times factors, of which any part is computed when it is asked for.
+
+    While weights are shared it stands in the place of a variable's value: the kernels of a network
+    with its batch norms folded in would be a second copy of the network, most of which TensorFlow's
+    allocator keeps. `settle` makes variables of those that are left.
+    """
+
+    def __init__(self, kernel: np.ndarray | Scaled, factors: np.ndarray | float) -> None:
+        self.shape: tuple[int, ...] = tuple(kernel.shape)
+        self._kernel = kernel
+        self._factors = np.broadcast_to(np.asarray(factors, "float64"), self.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return (self._kernel[index] * self._factors[index]).astype("float32")
+
+    def numpy(self) -> np.ndarray:
+        """All of it: so `layer.get_weights()` asks for the value of a variable."""
+        values = np.empty(self.shape, "float32")
+        for some in filters_at_once(self.shape):
+            values[..., some] = self[..., some]
+        return values
+
+
+def filters_at_once(shape: Sequence[int]) -> Iterator[slice]:
+    """Parts of a kernel's last axis, of some MiB each, for what is done with one after another."""
+    step = max(1, _AT_ONCE * shape[-1] // (4 * math.prod(shape)))
+    for start in range(0, shape[-1], step):
+        yield slice(start, start + step)
+
+
+_AT_ONCE = 4 << 20  # bytes
+
+_LEAST_SCALED = 128 << 10  # bytes of a kernel that is worth it
+
+
+def values_of(variable: Any) -> np.ndarray | Scaled:
+    """What a variable holds; not copied while weights are shared."""
+    value = variable.value
+    if not _sharing.get():
+        return np.asarray(variable.numpy())
+    return value if isinstance(value, Scaled) else np.asarray(memoryview(value.read_value()))
+
+
+def settle(model: keras.Model) -> None:
+    """Computes what is `Scaled` in a model, so that it can be called."""
+    for variable in model.variables:
+        if isinstance(variable.value, Scaled):
+            variable._initialize(variable.value.numpy())  # Keras has no public way
+
+
 def _take_weights(copy: Any, layer: Any) -> None:
     if not _sharing.get():
         copy.set_weights(layer.get_weights())
@@ -297,8 +349,10 @@ def replace(model: keras.Model, plan: Plan) -> keras.Model:
         InputError: as `rebuild`.
     """
     graph = Graph(_functional(model))
-    nested = any(isinstance(layer, keras.Model) for layer in graph.layers)
-    return rebuild(model, plan=plan) if nested or plan(graph) else model
+    if any(isinstance(layer, keras.Model) for layer in graph.layers):
+        return rebuild(model, plan=plan)
+    replaced = plan(graph)
+    return rebuild(model, plan=lambda graph: replaced) if replaced else model
 
 
 def _functional(model: keras.Model) -> keras.Model:
@@ -340,7 +394,10 @@ def copy_layer(layer: keras.Operation, **changes: Any) -> keras.Operation:
 
 
 def edited(
-    graph: Graph, layer: keras.Operation, weights: list[np.ndarray] | None, **changes: Any
+    graph: Graph,
+    layer: keras.Operation,
+    weights: Sequence[np.ndarray | Scaled] | None,
+    **changes: Any,
 ) -> keras.Operation:
     """A layer that is called once, with other weights, and with `changes` of its configuration.
 
@@ -351,6 +408,12 @@ def edited(
         copy.build(graph.inputs(layer)[0].shape)
     if weights is None:
         _take_weights(copy, layer)
-    else:
-        copy.set_weights(weights)
+        return copy
+    for variable, value in zip(copy.weights, weights, strict=True):
+        if not isinstance(value, Scaled):
+            variable.assign(value)
+        elif _sharing.get() and 4 * math.prod(value.shape) >= _LEAST_SCALED:
+            variable._value = value
+        else:
+            variable.assign(value.numpy())
     return copy

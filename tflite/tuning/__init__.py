@@ -28,7 +28,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper im
 
 from kapps._errors import InputError, check_whole
 from kapps.tflite.classifier import check_graph
-from kapps.tflite.converter import converted, make_converter
+from kapps.tflite.converter import converted, converter_of
 from kapps.tflite.passes.graph import leaves
 from kapps.tflite.tuning import quantized_graph, tf_keras_copy
 
@@ -195,10 +195,10 @@ def tflite_bytes(tuned: tf_keras.Model, io: IO = "uint8") -> bytes:
             f"model {tuned.name!r} is not quantization-aware: convert restore(tuned, model)"
         )
     quantized_graph.finish(tuned)
-    converter, _ = make_converter(tuned, tuned.variables)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
-    return converted(converter)
+    with converter_of(tuned, tuned.variables) as (converter, _):
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
+        return converted(converter)
 
 
 def _float(model: keras.Model | tf_keras.Model) -> tf_keras.Model:
