@@ -5,7 +5,8 @@
 Each file is made in a process of its own, of a network of 1,000 classes at its own size. What
 counts is the highest resident memory of that process during `convert`, less what it held before:
 the network, TensorFlow, and the images. Files that are mapped count as well, though the system can
-take their memory back at any time; the last column is without them. Linux only.
+take their memory back at any time; the last column is without them. The weights are drawn, and the
+batch norms know the images, as after training. Linux only.
 """
 
 from __future__ import annotations
@@ -25,14 +26,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Small and usual ones; the largest images; the largest layers; the most weights of all.
+# Small and usual ones, the largest images, the largest layers and the most weights of all; and one
+# of others, whose largest layer is a dense one.
 NETWORKS = (
-    "MobileNetV2",
-    "ResNet50",
-    "EfficientNetB4",
-    "EfficientNetB7",
-    "VGG19_BN",
-    "EfficientNetV2XL",
+    *("MobileNetV2", "ResNet50", "WideResNet101_2", "ResNeXt101", "SENet154", "EfficientNetB4"),
+    *("EfficientNetB7", "VGG19_BN", "AlexNet", "EfficientNetV2L", "EfficientNetV2XL"),
+    "keras.applications.VGG16",
 )
 QUANTIZATIONS = ("float32", "int8")
 MIB = 1 << 20
@@ -93,11 +92,13 @@ def _run(*arguments: str, images: int) -> str:
 def _network(name: str, count: int) -> tuple[Any, Any]:
     """A network, and images of its size."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import keras
     import numpy as np
 
     import kapps
 
-    model = getattr(kapps, name)()
+    *others, builder = name.split(".")
+    model = getattr(keras.applications if others else kapps, builder)(weights=None)
     size = model.input_shape[1]
     # Smooth colors: noise would be warned of.
     coarse = np.random.default_rng(0).uniform(0, 255, (count, 4, 4, 3))

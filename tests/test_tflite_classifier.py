@@ -203,9 +203,9 @@ def test_augmentation_is_for_training_only():
 
 
 def test_batches_fit_the_largest_map():
-    image = keras.Input((512, 512, 3))
-    inner = keras.Sequential([layers.Conv2D(16, 1)])  # 16 MiB an image
+    image = keras.Input((256, 256, 3))
+    inner = keras.Sequential([layers.Conv2D(16, 1)])  # 4 MiB an image
     model = keras.Model(image, layers.GlobalAveragePooling2D()(inner(image)))
     assert images_at_once(model) == 4
-    assert [len(b[0]) for b in batches(model, np.zeros((6, 512, 512, 3), "uint8"))] == [4, 2]
+    assert [len(b[0]) for b in batches(model, np.zeros((6, 256, 256, 3), "uint8"))] == [4, 2]
     assert images_at_once(_net()) == 64

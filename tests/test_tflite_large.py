@@ -13,6 +13,7 @@ import pytest
 from keras import layers
 
 from kapps.tflite import conversion, convert, verification
+from kapps.tflite.file_facts import read_graph
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.large import NotFound, filling, ranges, stand_ins
 from kapps.tflite.passes import graph as graph_module
@@ -20,7 +21,7 @@ from kapps.tflite.passes import run_passes
 from kapps.tflite.passes.graph import Scaled, filters_at_once, settle, sharing_weights
 
 
-def net() -> keras.Model:
+def net(groups: int = 2) -> keras.Model:
     """All that a large convolution may be, with small ones between them."""
     x = image = keras.Input((20, 20, 3))
     x = layers.Conv2D(64, 3, padding="same", activation="relu", name="small")(x)
@@ -30,7 +31,7 @@ def net() -> keras.Model:
     x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
     x = layers.Conv2D(96, (3, 2), padding="same", use_bias=False, name="narrow")(x)
     x = layers.ReLU()(layers.Add(name="add")([x, skip]))
-    x = layers.Conv2D(96, 3, groups=2, padding="same", name="grouped")(x)
+    x = layers.Conv2D(96, 3, groups=groups, padding="same", name="grouped")(x)
     x = layers.Conv2D(384, 1, activation="swish", name="point")(x)
     x = layers.Conv2D(64, 10, name="flat")(x)  # over the whole map
     x = layers.Conv2D(1024, 1, name="one")(x)
@@ -74,18 +75,26 @@ def graph_of(model):
         )
     operations = [
         (
-            model.operatorCodes[op.opcodeIndex].builtinCode,
+            vars(model.operatorCodes[op.opcodeIndex]),
             list(op.inputs),
             list(op.outputs),
             None if op.builtinOptions is None else vars(op.builtinOptions),
         )
         for op in graph.operators
     ]
-    return tensors, operations, list(graph.inputs), list(graph.outputs)
+    (runtime,) = [
+        bytes(model.buffers[note.buffer].data)
+        for note in model.metadata
+        if note.name == b"min_runtime_version"
+    ]
+    return tensors, operations, list(graph.inputs), list(graph.outputs), runtime
 
 
-@pytest.mark.parametrize("quantization", ["float32", "float16", "dynamic", "int8"])
-def test_the_file_is_that_of_the_converter(quantization, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("quantization", "groups"),
+    [("float32", 1), ("float16", 1), ("dynamic", 1), ("int8", 1), ("int8", 2)],
+)
+def test_the_file_is_that_of_the_converter(quantization, groups, tmp_path, monkeypatch):
     """Bit by bit, the weights' rounding included."""
     found = []
 
@@ -94,7 +103,7 @@ def test_the_file_is_that_of_the_converter(quantization, tmp_path, monkeypatch):
         return found[-1]
 
     monkeypatch.setattr(conversion, "with_stand_ins", remembered)
-    model = net()
+    model = net(groups)
     files = []
     for least in (0, 1 << 40):
         monkeypatch.setattr(stand_ins, "LEAST_BYTES", least)
@@ -102,10 +111,38 @@ def test_the_file_is_that_of_the_converter(quantization, tmp_path, monkeypatch):
         convert(model, path, quantization=quantization, calibration=images())
         files.append(graph_of(read(path)))
     ((small, stood),) = found
-    assert len(stood) == 6  # strided, wide, narrow, point, flat, one
+    # strided, wide, narrow, grouped if it is not, point, flat, one
+    assert len(stood) == 8 - groups
     assert small.count_params() < model.count_params() / 8
     for ours, theirs in zip(*files, strict=True):
         assert ours == theirs
+
+
+@pytest.mark.parametrize("quantization", ["float32", "float16", "dynamic", "int8"])
+def test_dense_layers_are_convolutions(quantization, tmp_path, monkeypatch):
+    """The converter, too, is to see fewer weights of them; the file computes the same."""
+    x = image = keras.Input((20, 20, 3))
+    x = layers.Conv2D(32, 5, strides=5, activation="relu", name="patches")(x)
+    x = layers.Dense(96, use_bias=False, name="norm_follows")(layers.Flatten()(x))
+    x = layers.ReLU()(layers.BatchNormalization(name="norm")(x))
+    x = layers.Dense(64, activation="swish", name="second")(x)
+    model = keras.Model(image, layers.Dense(7, activation="softmax", name="classes")(x))
+    random = np.random.default_rng(0)
+    for weight in model.get_layer("norm").weights:
+        weight.assign(random.uniform(0.5, 1.5, weight.shape))
+    given, operations = [], []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(stand_ins, "LEAST_BYTES", least)
+        monkeypatch.setattr(stand_ins, "_LEAST_DENSE_BYTES", 16 << 10)
+        path = tmp_path / f"{least}.tflite"
+        convert(model, path, quantization=quantization, calibration=images())
+        given.append(Runner(path).predict(images()))
+        operations.append([op.name for op in read_graph(path.read_bytes()).operations])
+    assert [names.count("FULLY_CONNECTED") for names in operations] == [1, 3]
+    assert operations[0].count("CONV_2D") == 3
+    # Of int8, a rounding may fall on the other side.
+    tolerance = 1 / 256 if quantization == "int8" else 1e-6
+    np.testing.assert_allclose(given[0], given[1], rtol=0, atol=1.01 * tolerance)
 
 
 def test_it_is_what_happens_to_large_networks():

@@ -108,7 +108,8 @@ def convert(
     refuses models for gray images: convert `rgb_input(model)` for it.
 
     The weights of a network of over 64 MiB go to the file by way of the folder for temporary files
-    (TMPDIR), where int8 takes up to twice their size.
+    (TMPDIR), where int8 takes up to twice their size; a dense layer of over 16 MiB in it becomes a
+    convolution over one pixel.
 
     Args:
         model: a functional image classifier of fixed input size that ends in a softmax, or in one

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-_MOST_BYTES = 64 << 20
-"""Of the largest feature map of a batch. A graph frees a map once nothing needs it, so that some
+_MOST_BYTES = 16 << 20
+"""Of the largest feature map of a batch; more is no faster. A graph frees a map once nothing needs it, so that some
 five times as much is in use; called eagerly, a model keeps them all."""
 _MOST_IMAGES = 64
 

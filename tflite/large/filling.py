@@ -16,6 +16,8 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kapps.tflite.file_facts import OPERATORS
+from kapps.tflite.inspection.versions import newest, oldest_runtime
 from kapps.tflite.large.stand_ins import StandIn
 from kapps.tflite.passes.graph import filters_at_once
 
@@ -97,7 +99,46 @@ def read(content: bytes, stand_ins: Sequence[StandIn]) -> tuple[Any, dict[int, W
             graph.tensors[number].shape = np.array(shape, "int32")
     if left:
         raise NotFound
+    _restate_versions(model)
     return model, weights
+
+
+_GROUPED = 6  # the version of CONV_2D with groups
+
+
+def _restate_versions(model: Any) -> None:
+    """Of CONV_2D, and of the oldest runtime, where no convolution is in groups any more."""
+    convolutions = schema.BuiltinOperator.CONV_2D
+    for number, code in enumerate(model.operatorCodes):
+        if (code.builtinCode, code.version) == (convolutions, _GROUPED):
+            code.version = max(
+                _version(graph.tensors[op.inputs[0]], graph.tensors[op.inputs[1]])
+                for graph in model.subgraphs
+                for op in graph.operators
+                if op.opcodeIndex == number
+            )
+    runtimes = [
+        oldest_runtime(OPERATORS[code.builtinCode], code.version) for code in model.operatorCodes
+    ]
+    oldest = newest([runtime for runtime in runtimes if runtime is not None])
+    if oldest is None or None in runtimes:
+        return
+    text = oldest if oldest.count(".") > 1 else f"{oldest}.0"
+    for note in model.metadata:
+        if note.name == b"min_runtime_version":
+            data = text.encode().ljust(len(model.buffers[note.buffer].data), b"\0")
+            model.buffers[note.buffer].data = np.frombuffer(data, "uint8")
+
+
+def _version(image: Any, kernel: Any) -> int:
+    """Of a convolution, as tensorflow/compiler/mlir/lite/tools/versioning/op_version.cc has it."""
+    if image.shape[3] != kernel.shape[3]:
+        return _GROUPED
+    if image.type == schema.TensorType.INT8:
+        return 3
+    if kernel.type == schema.TensorType.INT8:
+        return 5 if len(kernel.quantization.scale) > 1 else 2
+    return 1
 
 
 def _found(model: Any, tensor: Any, stand_ins: Sequence[StandIn]) -> StandIn | None:

@@ -16,12 +16,23 @@ import keras
 import numpy as np
 from keras import layers
 
-from kapps.tflite.passes.graph import Graph, Scaled, filters_at_once, rebuild, undrawn, values_of
+from kapps.tflite.passes.folding import is_linear
+from kapps.tflite.passes.graph import (
+    Call,
+    Graph,
+    Scaled,
+    filters_at_once,
+    over_one_pixel,
+    rebuild,
+    undrawn,
+    values_of,
+)
 
 LEAST_BYTES = 64 << 20
 """Of the weights of a network that is worth it; the others are converted in a GB as they are."""
 
 _LEAST_KERNEL_BYTES = 128 << 10
+_LEAST_DENSE_BYTES = 16 << 20  # a dense layer becomes a convolution by it
 _LEAST_NUMBERS = 1024  # of a stand-in: below these TensorFlow leaves a kernel in floats
 
 
@@ -98,39 +109,57 @@ def with_stand_ins(model: keras.Model) -> tuple[keras.Model, list[StandIn]]:
     stand_ins: list[StandIn] = []
     random = np.random.default_rng(0)
 
-    def plan(graph: Graph) -> dict[keras.Operation, Any]:
+    def plan(graph: Graph) -> dict[keras.Operation, Call]:
         return {
             layer: small
             for layer in graph.layers
-            if graph.once(layer) and (small := _small(layer, stand_ins, random)) is not None
+            if graph.once(layer) and (small := _small(graph, layer, stand_ins, random)) is not None
         }
 
     return rebuild(model, plan=plan), stand_ins
 
 
-def _small(layer: Any, stand_ins: list[StandIn], random: np.random.Generator) -> Any:
-    """The layer with a small kernel, which joins the others; None if there is nothing to gain."""
-    if type(layer) is not layers.Conv2D or layer.groups != 1:
+def _small(
+    graph: Graph, layer: Any, stand_ins: list[StandIn], random: np.random.Generator
+) -> Call | None:
+    """What is called in the place of the layer, whose stand-in joins the others.
+
+    None if there is nothing to gain.
+    """
+    if not is_linear(graph, layer) or layer.compute_dtype != "float32":
         return None
-    if layer.data_format != "channels_last" or layer.compute_dtype != "float32":
+    config, kernel = layer.get_config(), values_of(layer.kernel)
+    dense = type(layer) is layers.Dense and len(graph.output(layer).shape) == 2
+    if dense:  # over a map of one pixel: it is the same
+        config = {key: config[key] for key in ("name", "dtype", "use_bias", "activation")}
+        config |= {"filters": layer.units, "kernel_size": 1}
+        kernel = over_one_pixel(kernel)
+    elif type(layer) is not layers.Conv2D or layer.groups != 1:
         return None
-    *_, channels, filters = layer.kernel.shape
-    numbers = math.prod(layer.kernel.shape)
+    *_, channels, filters = kernel.shape
+    numbers = math.prod(kernel.shape)
     common = math.gcd(channels, filters)
-    if numbers * 4 < _LEAST_KERNEL_BYTES or common == 1:
+    if numbers * 4 < (_LEAST_DENSE_BYTES if dense else _LEAST_KERNEL_BYTES) or common == 1:
         return None
     groups = max(
         n for n in range(1, common + 1) if common % n == 0 and numbers // n >= _LEAST_NUMBERS
     )
-    kernel = values_of(layer.kernel)
     largest = np.zeros(filters, "float32")
     for some in filters_at_once(kernel.shape):
         largest[some] = np.abs(kernel[..., some]).max(axis=(0, 1, 2))
     signs = random.choice(np.array([-1, 1], "float32"), filters)
     stand_ins.append(StandIn(kernel, channels // groups, largest, signs))
-    small = _InGroups.from_config({**layer.get_config(), "groups": groups})
+    small = _InGroups.from_config({**config, "groups": groups})
     with undrawn(small):
         small.build((None, None, None, channels))
     value = np.broadcast_to(signs * largest, small.kernel.shape)
     small.set_weights([value, *map(keras.ops.convert_to_numpy, layer.weights[1:])])
-    return small
+    return _dense(small, channels) if dense else small
+
+
+def _dense(conv: Any, channels: int) -> Call:
+    def call(x: Any) -> Any:
+        x = layers.Reshape((1, 1, channels), name=f"{conv.name}_pixel")(x)
+        return layers.Reshape((conv.filters,), name=f"{conv.name}_scores")(conv(x))
+
+    return call

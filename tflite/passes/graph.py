@@ -232,6 +232,13 @@ class Scaled:
         return values
 
 
+def over_one_pixel(kernel: np.ndarray | Scaled) -> np.ndarray | Scaled:
+    """That of a dense layer, as one of a convolution."""
+    if isinstance(kernel, Scaled):
+        return Scaled(over_one_pixel(kernel._kernel), kernel._factors)
+    return kernel[None, None]
+
+
 def filters_at_once(shape: Sequence[int]) -> Iterator[slice]:
     """Parts of a kernel's last axis, of some MiB each, for what is done with one after another."""
     step = max(1, _AT_ONCE * shape[-1] // (4 * math.prod(shape)))
