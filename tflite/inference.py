@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 _MOST_BYTES = 16 << 20
-"""Of the largest feature map of a batch; more is no faster. A graph frees a map once nothing needs it, so that some
-five times as much is in use; called eagerly, a model keeps them all."""
+"""Of the largest feature map of a batch; more is no faster. A graph frees a map once nothing needs
+it, so that some five times as much is in use; called eagerly, a model keeps them all."""
 _MOST_IMAGES = 64
 
 
