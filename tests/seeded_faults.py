@@ -394,14 +394,14 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         ),
         Fault(
             "folding-of-depthwise-by-the-wrong-channel",
-            "by_channel = scale.reshape(kernel.shape[2:])",
-            "by_channel = scale.reshape(kernel.shape[2:][::-1]).T",
+            "factors = scale.reshape(layer.kernel.shape[2:])",
+            "factors = scale.reshape(layer.kernel.shape[2:][::-1]).T",
             ("test_tflite_passes.py -k batch_norm_goes",),
         ),
         Fault(
             "std-multiplied-into-the-kernel",
-            "kernel / std.reshape(shape), bias)",
-            "kernel * std.reshape(shape), bias)",
+            "factors = 1 / std[:, None]",
+            "factors = std[:, None]",
             ("test_tflite_passes.py -k 'normalization_before or normalization_is_exact'",),
         ),
         Fault(
@@ -448,6 +448,24 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         ),
     ),
     "quantization": (
+        Fault(
+            "factors-of-the-first-filters",
+            "(self._kernel[index] * self._factors[index])",
+            "((part := self._kernel[index]) * self._factors[..., : part.shape[-1]])",
+            ("test_tflite_large.py -k any_part_of_a_kernel",),
+        ),
+        Fault(
+            "version-of-another-convolution",
+            "return 5 if len(kernel.quantization.scale) > 1 else 2",
+            "return 2",
+            ("test_tflite_large.py -k 'converter and dynamic'",),
+        ),
+        Fault(
+            "output-of-any-fineness",
+            "given * weights / output >= 256",
+            "given * weights / output >= 65536",
+            ("test_tflite_file_facts.py -k less_than_a_256th",),
+        ),
         Fault(
             "kernel-filled-in-the-wrong-order",
             "kernel[..., some].transpose(3, 0, 1, 2)",
