@@ -208,9 +208,11 @@ def convert(
             if tuned
             else _convert(model, quantization, io, calibration)
         )
-        floats = (
-            _float_operations(content, model, quantization) if quantization in _CALIBRATED else ()
-        )
+        floats: tuple[str, ...] = ()
+        if quantization in _CALIBRATED:
+            graph = file_facts.read_graph(content)
+            _check_steps(graph, model, quantization)
+            floats = tuple(_where(op, graph, model) for op in file_facts.float_operations(graph))
         if not tuned and is_large(model):
             gc.collect()  # of graphs
             give_back_free_memory()
@@ -415,22 +417,15 @@ def _layers_of(operations: set[str], content: Content, model: keras.Model) -> li
     return [_where(op, graph, model) for op in graph.operations if op.name in operations]
 
 
-def _float_operations(
-    content: Content, model: keras.Model, quantization: Quantization
-) -> tuple[str, ...]:
-    """What an integer file computes in float, but for the conversion of its input and output.
-
-    Raises:
-        InputError: it cannot be run.
-    """
-    graph = file_facts.read_graph(content)
+def _check_steps(
+    graph: file_facts.PlainGraph, model: keras.Model, quantization: Quantization
+) -> None:
     too_fine = [_where(op, graph, model) for op in file_facts.too_fine(graph)]
     if too_fine:
         raise InputError(
             f"{quantization} has no form of {', '.join(too_fine)}: weights, or what comes of them, "
             "are too small beside what goes in; are these trained weights? Use float32"
         )
-    return tuple(_where(op, graph, model) for op in file_facts.float_operations(graph))
 
 
 def _where(op: file_facts.PlainOperation, graph: file_facts.PlainGraph, model: keras.Model) -> str:

@@ -110,6 +110,11 @@ class Runner:
     It runs in this process: give it files of your own. A malformed file from elsewhere can kill
     the interpreter, and the process with it.
 
+    Args:
+        path: the file.
+        threads: of the interpreter.
+        delegate: see `load_interpreter`.
+
     Attributes:
         path: the file.
         input_shape: (1, height, width, channels).

@@ -124,7 +124,7 @@ def _restate_versions(model: Any) -> None:
     if oldest is None or None in runtimes:
         return
     text = oldest if oldest.count(".") > 1 else f"{oldest}.0"
-    for note in model.metadata:
+    for note in model.metadata or []:
         if note.name == b"min_runtime_version":
             data = text.encode().ljust(len(model.buffers[note.buffer].data), b"\0")
             model.buffers[note.buffer].data = np.frombuffer(data, "uint8")

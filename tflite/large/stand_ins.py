@@ -3,7 +3,7 @@
 A stand-in has two things of the kernel that it stands for. The magnitude of all its values in an
 output channel is the largest of the kernel there, from which a quantizer takes that channel's
 scale. Their signs, one an output channel, are of no other: so it is found again in a file, whatever
-its numbers have become.
+its numbers have become. A dense layer is a convolution over one pixel there, and stays one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def with_stand_ins(model: keras.Model) -> tuple[keras.Model, list[StandIn]]:
         return {
             layer: small
             for layer in graph.layers
-            if graph.once(layer) and (small := _small(graph, layer, stand_ins, random)) is not None
+            if (small := _small(graph, layer, stand_ins, random)) is not None
         }
 
     return rebuild(model, plan=plan), stand_ins
