@@ -10,9 +10,10 @@ graph of the same layers, and in inference nothing is different.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -77,21 +78,28 @@ class BuiltModel(keras.Model):
         return model
 
 
-@keras.saving.register_keras_serializable("kapps")
-class DeepModel(BuiltModel):
-    """A functional model of any depth.
+@contextlib.contextmanager
+def any_depth() -> Iterator[None]:
+    """Within, functional models of any depth can be made.
 
     Keras walks a new graph by a function that calls itself once for each layer
     (`_build_map_helper` in keras/src/ops/function.py).
     """
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, _CALLS))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@keras.saving.register_keras_serializable("kapps")
+class DeepModel(BuiltModel):
+    """A functional model of any depth."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # so named, or Keras loads none
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(max(limit, _CALLS))
-        try:
+        with any_depth():
             super().__init__(*args, **kwargs)
-        finally:
-            sys.setrecursionlimit(limit)
 
 
 @keras.saving.register_keras_serializable("kapps")

@@ -15,6 +15,7 @@ from tflite_net import LABELS, small_net
 
 import kapps
 from kapps import InputError
+from kapps._block_skipping import any_depth
 from kapps.tflite import QUANTIZATIONS, ConversionError, Runner, convert, read_metadata
 from kapps.tflite import conversion as conversion_module
 from kapps.tflite.classifier import as_classifier
@@ -47,6 +48,21 @@ def test_the_file_is_as_accurate_as_the_model(quantization, net, digits, convers
     outputs = Runner(conversions[quantization].path).predict(images)
     assert (outputs.argmax(axis=1) == labels).mean() >= float_top1 - 0.01
     np.testing.assert_allclose(outputs.sum(axis=1), 1, atol=0.02)  # probabilities
+
+
+@pytest.mark.slow
+def test_a_thousand_layers_in_a_row(tmp_path):
+    """More than Python allows nested calls, by which Keras walks a new graph."""
+    x = image = keras.Input((8, 8, 3))
+    for _ in range(1100):
+        x = layers.ReLU()(x)
+    x = layers.Dense(5, activation="softmax")(layers.Flatten()(x))
+    with any_depth():
+        model = keras.Model(image, x)
+    images = np.random.default_rng(0).uniform(0, 255, (8, 2, 2, 3))
+    images = np.kron(images, np.ones((1, 4, 4, 1))).astype("uint8")
+    done = convert(model, tmp_path / "net.tflite", verification=images)
+    assert done.verification.agreement == 1
 
 
 @pytest.mark.filterwarnings("ignore:weak check")  # it is as untrained as a network can be

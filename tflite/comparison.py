@@ -22,6 +22,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from kapps._block_skipping import any_depth
 from kapps._errors import InputError
 from kapps.tflite import tables
 from kapps.tflite.file_comparison import LIMITS, real_values, run_on_images, share
@@ -250,6 +251,7 @@ class _Tap(layers.Layer):
         return keras.KerasTensor(x.shape, x.dtype)
 
 
+@any_depth()
 def _tapped(model: keras.Model) -> tuple[keras.Model, dict[str, _Tap], dict[str, list[str]]]:
     """A copy of a model with a tap behind each layer; by layer, in graph order, the taps and the
     names of the layers that it takes its input from."""

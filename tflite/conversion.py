@@ -25,6 +25,7 @@ from keras import layers
 
 import kapps
 from kapps import _hub
+from kapps._block_skipping import any_depth
 from kapps._errors import InputError, unknown
 from kapps._files import atomic_write, sha256
 from kapps.tflite import file_facts
@@ -83,6 +84,7 @@ class Conversion:
 
 
 @in_float32()
+@any_depth()
 def convert(
     model: keras.Model,
     path: str | os.PathLike[str],
@@ -184,8 +186,8 @@ def convert(
             check_pixels(model, values, what, normalized=(mean, std) != (None, None))
     expected = probabilities(model, verification)
     for weakness in weaknesses(None if tuned else model, images, expected):
-        # Behind this function and its decorator is whoever chose the images.
-        warnings.warn(f"weak check: {weakness}", stacklevel=3)
+        # Behind this function and its two decorators is whoever chose the images.
+        warnings.warn(f"weak check: {weakness}", stacklevel=4)
 
     if isinstance(weights, kapps.PublishedWeights):
         digest, source = sha256(_hub.fetch(weights)), weights.file_name

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from kapps._block_skipping import nodes_in_order
+from kapps._block_skipping import any_depth, nodes_in_order
 from kapps._errors import InputError
 
 Call = Callable[..., Any]
@@ -123,6 +123,7 @@ Plan = Callable[[Graph], Mapping[keras.Operation, Call]]
 """Says of a graph which layers are replaced, and by what; only such as `Graph.once` knows."""
 
 
+@any_depth()
 def rebuild(
     model: keras.Model,
     *,
@@ -310,6 +311,7 @@ def leaves(model: keras.Model) -> dict[str, keras.Layer]:
     return named
 
 
+@any_depth()
 def flattened(model: keras.Model) -> keras.Model:
     """The same with the layers of nested models in their place, named as in `leaves`.
 
@@ -362,6 +364,7 @@ def replace(model: keras.Model, plan: Plan) -> keras.Model:
     return rebuild(model, plan=lambda graph: replaced) if replaced else model
 
 
+@any_depth()
 def _functional(model: keras.Model) -> keras.Model:
     """As a plain functional model: the same graph, without what `compile` left."""
     if not isinstance(model, (keras.Sequential, keras.models.Model)) or not model.built:
