@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from tflite_crafted import packed
 
 from kapps.tflite import Metadata
 from kapps.tflite.metadata import BUFFER_NAME, weights_sha256, with_metadata
@@ -29,9 +30,7 @@ def _model(shape: tuple[int, int, int, int]) -> bytes:
     for tensor, sizes in zip(graph.tensors, (shape, (1, 3)), strict=True):
         tensor.shape, tensor.buffer, tensor.name = list(sizes), 0, "x"
     graph.inputs, graph.outputs, model.subgraphs = [0], [1], [graph]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return packed(model)
 
 
 class _Table(flatbuffers.Table):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from tflite_crafted import crafted_file
+from tflite_crafted import crafted_file, packed
 
 from kapps.tflite import Runner
 
@@ -15,9 +14,7 @@ def test_zero_points_are_of_input_and_output(tmp_path):
     model = schema.ModelT.InitFromPackedBuf(crafted_file([1, 12], "INT8"), 0)
     for tensor in model.subgraphs[0].tensors[:3]:
         tensor.quantization.scale, tensor.quantization.zeroPoint = [1.0], [-120]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    (tmp_path / "net.tflite").write_bytes(bytes(builder.Output()))
+    (tmp_path / "net.tflite").write_bytes(packed(model))
     runner = Runner(tmp_path / "net.tflite")
     assert runner.input_quantization == runner.output_quantization == (1.0, -120)
 

@@ -9,6 +9,13 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 
+def packed(model: schema.ModelT) -> bytes:
+    """The .tflite file of an object of the schema."""
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
 def crafted_file(
     output: Sequence[int],
     kind: str = "FLOAT32",
@@ -62,9 +69,7 @@ def crafted_file(
         graph.operators[1].builtinOptionsType, graph.operators[1].builtinOptions = 0, None
     graph.inputs, graph.outputs = [0], [2]
     model.subgraphs = [graph]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return packed(model)
 
 
 def crafted_sine(*, kernel: int = 5, scale: float = 1.0) -> bytes:
@@ -121,9 +126,7 @@ def crafted_sine(*, kernel: int = 5, scale: float = 1.0) -> bytes:
     ]
     graph.inputs, graph.outputs = [0], [5]
     model.subgraphs = [graph]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return packed(model)
 
 
 def _tensor(shape: Sequence[int], kind: str) -> schema.TensorT:

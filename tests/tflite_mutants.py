@@ -11,6 +11,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from tflite_crafted import packed
 
 Rng = np.random.Generator
 
@@ -86,23 +87,17 @@ def structure_mutants(content: bytes, count: int, seed: int) -> Iterator[tuple[s
 
 def _mutant(content: bytes, way: Callable[..., None], rng: Rng) -> bytes:
     if way in _ZIP_WAYS:
-        output = io.BytesIO(_pack(_unpack(content)))
+        output = io.BytesIO(packed(_unpack(content)))
         output.seek(0, io.SEEK_END)
         way(output, rng)
         return output.getvalue()
     model = _unpack(content)
     way(model, rng)
-    return _pack(model)
+    return packed(model)
 
 
 def _unpack(content: bytes) -> Any:
     return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-
-
-def _pack(model: Any) -> bytes:
-    builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
 
 
 def _any(items: Any, rng: Rng) -> Any:
