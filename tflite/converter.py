@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 import tempfile
@@ -110,26 +109,19 @@ _LARGE = 64 << 20  # bytes of a file, below which its copies do not matter
 def _spare_copies(converter: Any) -> None:
     """Keeps the converter from holding copies of the weights that it does not need.
 
-    It loads the saved model that it has just written once more, and has it in memory throughout,
-    only to know that there is one. And to merge equal constants, it takes the file apart into
-    Python objects and writes it anew, three copies; those of a large file are its kernels, which
-    are not equal. Both are private to it (tensorflow/lite/python/lite.py): where they are not found
-    the conversion takes more memory, and no more than that.
+    It has the saved model in memory throughout, and reads it anew. And to merge equal constants, it
+    takes the file apart into Python objects and writes it anew, three copies; those of a large file
+    are its kernels, which are not equal. Both are private to it (tensorflow/lite/python/lite.py):
+    where they are not found the conversion takes more memory, and no more than that.
     """
-    convert = getattr(converter, "_convert_from_saved_model", None)
     optimize = getattr(converter, "_optimize_tflite_model", None)
-    if convert is None or optimize is None:
+    if optimize is None or not hasattr(converter, "_trackable_obj"):
         return
-
-    def convert_without_the_model(graph_def: Any) -> Any:
-        converter._trackable_obj = None
-        gc.collect()
-        return convert(graph_def)
+    converter._trackable_obj = None
 
     def optimize_as_one(model: bytes, *args: Any, **kwargs: Any) -> Any:
         # By then it only says whether to merge.
         converter._experimental_use_buffer_offset = len(model) > _LARGE
         return optimize(model, *args, **kwargs)
 
-    converter._convert_from_saved_model = convert_without_the_model
     converter._optimize_tflite_model = optimize_as_one
