@@ -12,7 +12,6 @@ batch norms know the images, as after training. Linux only.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import gc
 import json
@@ -138,10 +137,11 @@ def measure(name: str, path: str, quantization: str, count: int) -> dict[str, fl
 def held(model: Any, images: Any, quantization: str) -> dict[str, float]:
     """What a conversion of this model holds beyond it: MiB, and seconds."""
     from kapps import tflite
+    from kapps.tflite.memory import give_back_free_memory
 
     with tempfile.TemporaryDirectory() as folder:
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what building the network has left
+        give_back_free_memory()  # what building the network has left
         Path("/proc/self/clear_refs").write_text("5")  # the highest is what it is now
         before, own, start = _status("VmRSS"), _status("RssAnon"), time.perf_counter()
         # A process, for what holds Python's lock holds its threads as well.

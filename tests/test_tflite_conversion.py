@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from keras import layers
-from tflite_net import LABELS, small_net
+from tflite_net import LABELS, small_net, smooth_images
 
 import kapps
 from kapps import InputError
@@ -59,9 +59,7 @@ def test_a_thousand_layers_in_a_row(tmp_path):
     x = layers.Dense(5, activation="softmax")(layers.Flatten()(x))
     with any_depth():
         model = keras.Model(image, x)
-    images = np.random.default_rng(0).uniform(0, 255, (8, 2, 2, 3))
-    images = np.kron(images, np.ones((1, 4, 4, 1))).astype("uint8")
-    done = convert(model, tmp_path / "net.tflite", verification=images)
+    done = convert(model, tmp_path / "net.tflite", verification=smooth_images(8, 8))
     assert done.verification.agreement == 1
 
 
@@ -75,8 +73,7 @@ def test_weights_that_no_integer_can_hold(tmp_path):
     for name, factor in (("stem", 1e10), ("scores", 1e-12)):
         kernel = model.get_layer(name).kernel
         kernel.assign(kernel * factor)
-    images = np.random.default_rng(0).uniform(0, 255, (8, 4, 4, 3))
-    images = np.kron(images, np.ones((1, 4, 4, 1))).astype("uint8")
+    images = smooth_images(8, 16)
     path = tmp_path / "net.tflite"
     with pytest.raises(InputError, match=r"int8 has no form of FULLY_CONNECTED in layer 'scores'"):
         convert(model, path, quantization="int8", calibration=images)

@@ -10,12 +10,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from keras import layers
+from tflite_net import smooth_images
 
 from kapps.tflite import conversion, convert, verification
 from kapps.tflite.file_facts import read_graph
 from kapps.tflite.interpreter import Runner
-from kapps.tflite.large import NotFound, filling, ranges, stand_ins
+from kapps.tflite.large import NotFound, ranges, stand_ins
 from kapps.tflite.passes import graph as graph_module
 from kapps.tflite.passes import run_passes
 from kapps.tflite.passes.graph import Scaled, filters_at_once, settle, sharing_weights
@@ -46,13 +48,12 @@ def net(groups: int = 2) -> keras.Model:
     return model
 
 
-def images(n: int = 6, side: int = 20) -> np.ndarray:
-    coarse = np.random.default_rng(1).uniform(0, 255, (n, 4, 4, 3))
-    return np.kron(coarse, np.ones((1, side // 4, side // 4, 1))).astype("uint8")
+def images() -> np.ndarray:
+    return smooth_images(6, 20)
 
 
 def read(path: Path):
-    return filling.unpacked(path.read_bytes())
+    return schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
 
 
 def graph_of(model):

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from tflite_crafted import crafted_file, crafted_sine
+from tflite_crafted import crafted_file, crafted_sine, packed
 
 from kapps import InputError
 from kapps.tflite import child, measure
 from kapps.tflite.interpreter import load_interpreter
-from kapps.tflite.large import filling
 from kapps.tflite.measurement import latency, latency_task
 
 
@@ -77,13 +76,13 @@ def test_the_memory_is_the_same_where_python_compiles_first(nets, tmp_path, monk
 
 def test_strings_are_measured(tmp_path):
     """A file that takes text: only its RESHAPE is left of the crafted one."""
-    model = filling.unpacked(crafted_file([1, 12]))
+    model = schema.ModelT.InitFromPackedBuf(crafted_file([1, 12]), 0)
     (graph,) = model.subgraphs
     graph.operators = graph.operators[1:]
     for tensor in graph.tensors[1:3]:
         tensor.type, tensor.shape = schema.TensorType.STRING, [1, 12]
     graph.inputs = [1]
-    (tmp_path / "text.tflite").write_bytes(filling.packed(model))
+    (tmp_path / "text.tflite").write_bytes(packed(model))
     (result,) = measure([tmp_path / "text.tflite"], min_runs=1, min_seconds=0)
     assert result.peak_memory_mb > 0
 

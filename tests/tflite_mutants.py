@@ -87,17 +87,13 @@ def structure_mutants(content: bytes, count: int, seed: int) -> Iterator[tuple[s
 
 def _mutant(content: bytes, way: Callable[..., None], rng: Rng) -> bytes:
     if way in _ZIP_WAYS:
-        output = io.BytesIO(packed(_unpack(content)))
+        output = io.BytesIO(packed(schema.ModelT.InitFromPackedBuf(content, 0)))
         output.seek(0, io.SEEK_END)
         way(output, rng)
         return output.getvalue()
-    model = _unpack(content)
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
     way(model, rng)
     return packed(model)
-
-
-def _unpack(content: bytes) -> Any:
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
 
 
 def _any(items: Any, rng: Rng) -> Any:

@@ -34,14 +34,7 @@ from kapps.tflite.comparison import layers_in
 from kapps.tflite.file_facts import Content
 from kapps.tflite.images import check_images, check_pixels, weaknesses
 from kapps.tflite.interpreter import Runner
-from kapps.tflite.large import (
-    NotFound,
-    StandIn,
-    filled,
-    is_large,
-    with_ranges,
-    with_stand_ins,
-)
+from kapps.tflite.large import NotFound, StandIn, filled, is_large, with_ranges, with_stand_ins
 from kapps.tflite.memory import give_back_free_memory
 from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, write_with_metadata
 from kapps.tflite.passes import run_passes

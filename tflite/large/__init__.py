@@ -49,7 +49,7 @@ def with_ranges(
     real, weights = filling.read(content, stand_ins)
     with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
         found = ranges.find_ranges(real, weights, images, Path(folder))
-    model = filling.unpacked(content)
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
     for number, (low, high) in found.items():
         tensor = model.subgraphs[0].tensors[number]
         tensor.quantization = schema.QuantizationParametersT()

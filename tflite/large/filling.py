@@ -58,13 +58,8 @@ class NotFound(Exception):
     """A stand-in is not in the file as it was given: the converter has done something to it."""
 
 
-def unpacked(content: bytes) -> Any:
-    """A file as an object of the schema's."""
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-
-
 def packed(model: Any) -> bytearray:
-    """The file of such an object."""
+    """The file of an object of the schema's."""
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     content: bytearray = builder.Output()  # of its own
@@ -77,7 +72,7 @@ def read(content: bytes, stand_ins: Sequence[StandIn]) -> tuple[Any, dict[int, W
     Raises:
         NotFound: so it is.
     """
-    model = unpacked(content)
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
     weights: dict[int, Weights] = {}
     left = list(stand_ins)
     for graph in model.subgraphs:
