@@ -8,6 +8,7 @@ setup(
     packages=[
         "kapps",
         "kapps.tools",
+        "kapps.tools.data",
         "kapps.tflite",
         "kapps.tflite.inspection",
         "kapps.tflite.large",

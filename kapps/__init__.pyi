@@ -2,6 +2,10 @@
 
 from ._errors import InputError as InputError
 from ._features import features as features
+from ._heads import EarlyExit as EarlyExit
+from ._heads import early_exit as early_exit
+from ._heads import early_exits as early_exits
+from ._heads import without_auxiliary_heads as without_auxiliary_heads
 from ._index import PublishedWeights as PublishedWeights
 from ._index import list_weights as list_weights
 from ._model import Builder as Builder

@@ -10,7 +10,7 @@ import keras
 from keras import KerasTensor, layers
 
 from kapps._errors import InputError, check_whole, is_number, is_whole, unknown
-from kapps._network import Regularization
+from kapps._network import DROP_BLOCK_SCHEDULES, DROP_PATH_SCHEDULES, Regularization
 
 POOLING = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
 
@@ -69,14 +69,19 @@ def _checked_regularization(builder: str, dropped: Regularization) -> Regulariza
         if not is_number(value) or not 0 <= value < 1:
             raise InputError(f"{builder}: {rate} must be at least 0 and below 1, not {value!r}")
     for parameter, choices in (
-        ("drop_path_schedule", ("linear", "constant")),
+        ("drop_path_schedule", DROP_PATH_SCHEDULES),
         ("drop_path_mode", ("row", "batch")),
+        ("drop_block_schedule", DROP_BLOCK_SCHEDULES),
     ):
         value = getattr(dropped, parameter)
         if value not in choices:
+            *others, last = choices
             raise InputError(
-                f"{builder}: {parameter} must be {' or '.join(choices)}, not {value!r}"
+                f"{builder}: {parameter} must be {', '.join(others)} or {last}, not {value!r}"
             )
+    if dropped.drop_block_stages is not None:
+        stages = check_whole(builder, "drop_block_stages", dropped.drop_block_stages)
+        dropped = dataclasses.replace(dropped, drop_block_stages=stages)
     return dataclasses.replace(
         dropped,
         drop_block_size=check_whole(builder, "drop_block_size", dropped.drop_block_size, least=1),

@@ -52,6 +52,9 @@ class BuiltModel(keras.Model):
     """Whether it was built without classifier; a clone does not know."""
     checkpoint_auxiliary: tuple[str, ...] = ()
     """Paths of the heads that exist for training only, whether or not it has them."""
+    auxiliary_weights: tuple[float, ...] = ()
+    """Of the outputs behind the main one: the loss is the main one's and the sum of theirs, each
+    multiplied by its weight. None where the model has one output."""
 
     def get_config(self) -> dict[str, Any]:
         built = {
@@ -60,6 +63,7 @@ class BuiltModel(keras.Model):
             "before": sorted(self.checkpoint_before),
             "headless": getattr(self, "checkpoint_headless", None),
             "auxiliary": list(self.checkpoint_auxiliary),
+            "auxiliary_weights": list(self.auxiliary_weights),
         }
         return {**super().get_config(), "built": built}
 
@@ -75,6 +79,8 @@ class BuiltModel(keras.Model):
             if built["headless"] is not None:
                 model.checkpoint_headless = built["headless"]
             model.checkpoint_auxiliary = tuple(built["auxiliary"])
+            # Files of before did not have it.
+            model.auxiliary_weights = tuple(built.get("auxiliary_weights", ()))
         return model
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kapps._errors import InputError
 from kapps._index import PublishedWeights
 
+if TYPE_CHECKING:
+    from kapps.transform import EvalTransform
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How the images are prepared for weights that come from published ones; the fields are those
-    of `PublishedWeights`.
+    """How the images are prepared for the weights of a file; the fields are those of
+    `PublishedWeights`.
     """
 
     size: int
@@ -23,7 +26,12 @@ class Evaluation:
     test_size: int | None = None
     test_crop: float | None = None
     source: str = ""
-    """Of the published weights."""
+    """Of the published weights that they come from."""
+
+    @classmethod
+    def of_transform(cls, transform: EvalTransform) -> Evaluation:
+        """What a run says of its own images."""
+        return cls(transform.size, transform.crop, transform.interpolation, transform.crop_mode)
 
     def text(self) -> str:
         """As one line of JSON, for a file's metadata."""

@@ -60,7 +60,7 @@ def features(model: keras.Model, strides: Sequence[int] = (4, 8, 16, 32)) -> ker
         raise InputError(
             f"features: strides must be whole numbers, such as (8, 16, 32), not {strides!r}"
         )
-    found = _pyramid(model)
+    found = pyramid(model)
     for stride in strides:
         if stride not in found:
             known = ", ".join(str(s) for s in sorted(found)) or "none at all"
@@ -86,10 +86,10 @@ def features_end(model: keras.Model) -> KerasTensor:
     Raises:
         InputError: the model makes no feature map.
     """
-    return _end(model, list(_cut_points(model, graph_of(model).outputs[0])))
+    return _end(model, list(cut_points(model, graph_of(model).outputs[0])))
 
 
-def _pyramid(model: keras.Model) -> dict[int, KerasTensor]:
+def pyramid(model: keras.Model) -> dict[int, KerasTensor]:
     """The deepest map at each stride, up to where the head begins."""
     values = inputs_of(model, _fixed_shape(model), "kapps.features")
     if len(values) != 1:
@@ -98,7 +98,7 @@ def _pyramid(model: keras.Model) -> dict[int, KerasTensor]:
     walk.run(model, values, "")
     end = features_end(model)
     found: dict[int, KerasTensor] = {}
-    for node in _cut_points(model, end):
+    for node in cut_points(model, end):
         value = walk.values[id(node.outputs[0])]
         if len(value.shape) != 3 or value.field is None or isinstance(node.operation, _BORDERS):
             continue
@@ -168,13 +168,13 @@ def _weighted_behind(node: Any, cuts: Sequence[Any]) -> bool:
     return any(getattr(other.operation, "weights", ()) for other in behind)
 
 
-def _cut_points(model: keras.Model, end: KerasTensor) -> Iterator[Any]:
+def cut_points(model: keras.Model, end: KerasTensor) -> Iterator[Any]:
     """The calls of layers, up to the one that makes `end`, that all later ones depend on alone.
 
     In the order of execution. Between them lie the parallel paths: the branch and the shortcut of a
     residual block, the branches of an Inception module.
     """
-    nodes = _ancestors(model, end)
+    nodes = ancestors(model, end)
     makers = {id(tensor): i for i, node in enumerate(nodes) for tensor in node.outputs}
     last_reader = list(range(len(nodes)))
     for i, node in enumerate(nodes):
@@ -187,7 +187,7 @@ def _cut_points(model: keras.Model, end: KerasTensor) -> Iterator[Any]:
         reach = max(reach, last_reader[i])
 
 
-def _ancestors(model: keras.Model, end: KerasTensor) -> list[Any]:
+def ancestors(model: keras.Model, end: KerasTensor) -> list[Any]:
     """The calls that `end` is computed by, in the order of execution."""
     wanted, found = {id(end)}, []
     for node in reversed(nodes_in_order(graph_of(model))):

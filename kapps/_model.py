@@ -66,11 +66,15 @@ class Builder(Protocol):
         dropout_rate: float = ...,
         spatial_dropout: bool = False,
         drop_path_rate: float = 0.0,
-        drop_path_schedule: Literal["linear", "constant"] = "linear",
+        drop_path_schedule: Literal[
+            "linear", "huang", "efficientnet", "linspace", "constant"
+        ] = "linear",
         drop_path_mode: Literal["row", "batch"] = "row",
         drop_block_rate: float = 0.0,
         drop_block_size: int = 7,
         drop_block_steps: int = 0,
+        drop_block_stages: int | None = 2,
+        drop_block_schedule: Literal["constant", "linear"] = "constant",
     ) -> keras.Model: ...
 
 
@@ -107,14 +111,21 @@ Args:
     spatial_dropout: whether dropout on a feature map drops whole channels.
     drop_path_rate: stochastic depth: the probability at which a residual block is dropped in
         training, 0 to below 1.
-    drop_path_schedule: "linear": block i of n, counted from 0, is dropped with i / n of it;
-        "constant": it is the same for all.
+    drop_path_schedule: how the probability grows with depth. "huang": block l of L, counted from
+        1, has l / L of it (Huang et al. 2016); "efficientnet": (l - 1) / L, as EfficientNet's
+        authors have it; "linspace": (l - 1) / (L - 1), as timm's ResNets; "constant": all have
+        the same. "linear" is the one of these that the network's reference implementation has:
+        "efficientnet" for EfficientNets and MobileNets, "linspace" for ImageNet's ResNets,
+        ResNeXts and SENets, "huang" for the others.
     drop_path_mode: "row" draws for each image; "batch" draws once for the whole batch, and what
         is dropped is not computed.
     drop_block_rate: DropBlock: the share of the feature maps that is dropped in training, in square
-        regions, in the last two stages, 0 to below 1.
+        regions, 0 to below 1.
     drop_block_size: side of the regions, pixels of the feature map.
     drop_block_steps: the training steps over which the rate of DropBlock grows from 0.
+    drop_block_stages: DropBlock acts in so many of the last stages, 2 in the paper; None: in all.
+    drop_block_schedule: "constant": its rate is the same in all blocks; "linear": block l of L,
+        counted from 1, has l / L of it.
 
 Raises:
     InputError: an argument does not fit; the message says which, and the remedy.
@@ -239,7 +250,8 @@ def _build(
     side = network.size or defaults.size if given.include_top else None
     default: ImageShape = (side, side, defaults.channels)
     image = _arguments.image(builder, given, default, defaults.min_size)
-    net = Net(dropped, given.classes, given.classifier_activation)
+    activation = given.classifier_activation
+    net = Net(dropped, given.classes, activation, network.drop_path_schedule)
     name = builder if given.name is None else given.name
     surroundings = _Surroundings(image, given.input_tensor is not None)
     with surroundings.names_for(name) as finish:
@@ -271,6 +283,7 @@ def _build(
     result.checkpoint_before = surroundings.before
     result.checkpoint_headless = not given.include_top
     result.checkpoint_auxiliary = network.auxiliary
+    result.auxiliary_weights = (network.auxiliary_weight,) * (len(result.outputs) - 1)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import keras
 from keras import KerasTensor, layers
@@ -23,53 +23,75 @@ class Regularization:
     drop_block_rate: float = 0.0
     drop_block_size: int = 7
     drop_block_steps: int = 0
+    drop_block_stages: int | None = 2
+    drop_block_schedule: str = "constant"
+
+
+# The share of a rate that block i of n has, counted from 0, as in Huang et al. 2016, section 3; in
+# EfficientNet's code, and timm's builder of it; in timm's ResNets, which use torch.linspace.
+_SHARES: Mapping[str, Callable[[int, int], float]] = {
+    "huang": lambda i, n: (i + 1) / n,
+    "efficientnet": lambda i, n: i / n,
+    "linspace": lambda i, n: i / max(1, n - 1),
+    "constant": lambda i, n: 1.0,
+}
+DROP_PATH_SCHEDULES = ("linear", *_SHARES)
+DROP_BLOCK_SCHEDULES = ("constant", "linear")
 
 
 class Net:
     """The parts of a graph whose form the caller chose: residual paths, dropout, classifier."""
 
-    def __init__(self, regularization: Regularization, classes: int, activation: str | None):
+    def __init__(
+        self,
+        regularization: Regularization,
+        classes: int,
+        activation: str | None,
+        drop_path_schedule: str = "huang",
+    ):
         self.regularization = regularization
         self.classes, self.activation = classes, activation
         self.has_residual = False
+        self._linear = drop_path_schedule  # what "linear" is here
         # Of a sum outside of `blocks`, in a network that is not made of stages.
-        self._depth, self._in_last_two_stages = 1.0, True
+        self._drop_path_rate = regularization.drop_path_rate
+        self._drop_block_rate = regularization.drop_block_rate
 
-    def blocks(self, repeats: Iterable[int]) -> Iterator[tuple[int, int]]:
+    def blocks(self, repeats: Iterable[int], behind: int = 0) -> Iterator[tuple[int, int]]:
         """Stage and number of each block, both from 0, where stage i has `repeats[i]` blocks.
 
         A residual sum made before the next block is asked for belongs to this one: `add` drops it
-        as its place in the network says.
+        as its place in the network says. `behind` them are so many layers that the reference counts
+        as blocks for stochastic depth, too.
         """
-        repeats = tuple(repeats)
+        repeats, chosen = tuple(repeats), self.regularization
         places = [(stage, block) for stage, count in enumerate(repeats) for block in range(count)]
-        for done, (stage, block) in enumerate(places):
-            self._depth = done / len(places)
-            self._in_last_two_stages = stage >= len(repeats) - 2
+        schedule, last = chosen.drop_path_schedule, chosen.drop_block_stages
+        drop_path = _SHARES[self._linear if schedule == "linear" else schedule]
+        drop_block = _SHARES["huang" if chosen.drop_block_schedule == "linear" else "constant"]
+        first = 0 if last is None else len(repeats) - last
+        for i, (stage, block) in enumerate(places):
+            self._drop_path_rate = chosen.drop_path_rate * drop_path(i, len(places) + behind)
+            share = drop_block(i, len(places)) if stage >= first else 0.0
+            self._drop_block_rate = chosen.drop_block_rate * share
             yield stage, block
 
     def add(self, x: KerasTensor, shortcut: KerasTensor, path: str) -> KerasTensor:
         """The residual sum; `x` is dropped in training as stochastic depth and DropBlock say.
 
-        The probability of stochastic depth grows linearly with the number of blocks that lie
-        before this one, unless the caller wants it constant. So the first of n blocks is always
-        kept, and the last dropped with (n - 1) / n of `drop_path_rate`, as EfficientNet's authors
-        do; in Huang et al. 2016, section 3, it is 1 / n for the first and all of it for the last.
-        DropBlock acts in the last two stages, on both summands (Ghiasi et al. 2018, section 4.1).
+        DropBlock acts on both summands (Ghiasi et al. 2018, section 4.1).
         """
         self.has_residual = True
         name, chosen = _layers.layer_name(path), self.regularization
-        if self._in_last_two_stages and chosen.drop_block_rate > 0:
-            sizes = (chosen.drop_block_rate, chosen.drop_block_size, chosen.drop_block_steps)
+        if self._drop_block_rate > 0:
+            sizes = (self._drop_block_rate, chosen.drop_block_size, chosen.drop_block_steps)
             x = custom_layers.DropBlock2D(*sizes, name=f"{name}_drop_block")(x)
             shortcut = custom_layers.DropBlock2D(*sizes, name=f"{name}_drop_block_shortcut")(
                 shortcut
             )
-        constant = chosen.drop_path_schedule == "constant"
-        rate = chosen.drop_path_rate * (1 if constant else self._depth)
-        if rate > 0:
+        if self._drop_path_rate > 0:
             layer = custom_layers.StochasticDepth(
-                rate, chosen.drop_path_mode, name=f"{name}_drop_path"
+                self._drop_path_rate, chosen.drop_path_mode, name=f"{name}_drop_path"
             )
             x = layer(x)
         return layers.Add(name=f"{name}_add")([x, shortcut])
@@ -131,6 +153,11 @@ class Architecture:
     """Default height and width of the input, pixels, where the builder's parameters decide it."""
     auxiliary: tuple[str, ...] = ()
     """Paths of the heads that exist for training only: checkpoints may have them or not."""
+    auxiliary_weight: float = 0.0
+    """What the loss of each of these heads is multiplied by where it was published."""
+    drop_path_schedule: str = "huang"
+    """Of stochastic depth, what "linear" means: that of the family's reference implementation, or
+    Huang et al.'s where it has none."""
 
 
 def has_auxiliary_heads(model: keras.Model) -> bool:

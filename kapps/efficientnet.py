@@ -95,7 +95,7 @@ def efficientnet(width: float, depth: float, *, lite: bool = False) -> Architect
         x = conv(x, head, 1, "conv_head")
         return act(norm(x, "bn2"), activation, "act2")
 
-    return Architecture(features)
+    return Architecture(features, drop_path_schedule="efficientnet")
 
 
 @model(dropout_rate=0.2)

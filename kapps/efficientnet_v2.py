@@ -120,7 +120,7 @@ def efficientnet_v2(stages: Sequence[_Stage], stem: int, head: int = 1280) -> Ar
         x = conv(x, head, 1, "conv_head")
         return act(norm(x, "bn2"), "silu", "act2")
 
-    return Architecture(features)
+    return Architecture(features, drop_path_schedule="efficientnet")
 
 
 def _scaled(width: float, depth: float) -> Architecture:

@@ -132,7 +132,8 @@ def googlenet(
             return x
         return [x, *(_auxiliary(tap, net, path, norm=norm) for path, tap in taps.items())]
 
-    return Architecture(features, head, auxiliary=("aux1.", "aux2."))
+    # Both losses are weighed by 0.3: section 5 of the paper.
+    return Architecture(features, head, auxiliary=("aux1.", "aux2."), auxiliary_weight=0.3)
 
 
 # The published weights come from a network that took images in -1..1.
@@ -141,7 +142,8 @@ def GoogLeNet(aux: bool = False) -> Architecture:
     """GoogLeNet with batch norm: 6,624,904 parameters, 1,498.4 million MACs at 224 px.
 
     With `aux`, and with the classifier, the model has three outputs: the main one and those of the
-    auxiliary classifiers on modules 4a and 4d, for training; 13,004,888 parameters.
+    auxiliary classifiers on modules 4a and 4d, all through `classifier_activation`; 13,004,888
+    parameters. They are for training: the model's `auxiliary_weights` are what their losses count.
     """
     return googlenet(aux=aux)
 
@@ -155,8 +157,9 @@ def GoogLeNetOriginal(aux: bool = False) -> Architecture:
     sum of its table 1, which has 34 million for the first convolution; 7x7x3 to 112x112x64 are 118.
 
     With `aux`, and with the classifier, the model has three outputs: the main one and those of the
-    auxiliary classifiers on modules 4a and 4d, for training, weighed by 0.3 in the paper;
-    13,378,280 parameters. They need an input of 79 pixels or more a side.
+    auxiliary classifiers on modules 4a and 4d, all through `classifier_activation`; 13,378,280
+    parameters. They are for training: the model's `auxiliary_weights` are what their losses count,
+    0.3 in the paper. They need an input of 79 pixels or more a side.
     """
     return googlenet(original=True, aux=aux)
 

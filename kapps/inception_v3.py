@@ -140,7 +140,8 @@ def InceptionV3(aux: bool = False) -> Architecture:
     """Inception v3: 23,834,568 parameters, 5,713.2 million MACs at 299 px.
 
     With `aux`, and with the classifier, the model has two outputs: the main one and that of the
-    auxiliary classifier on the last map of 17x17, for training; 27,161,264 parameters.
+    auxiliary classifier on the last map of 17x17, both through `classifier_activation`; 27,161,264
+    parameters. It is for training: the model's `auxiliary_weights` are what its loss counts.
     """
     taps: list[KerasTensor] = []  # what the auxiliary classifier sees
 
@@ -165,4 +166,6 @@ def InceptionV3(aux: bool = False) -> Architecture:
         x = net.classifier(net.dropout(_layers.global_pool(x, "global_pool")), "fc")
         return [x, _auxiliary(taps[-1], net)] if aux else x
 
-    return Architecture(features, head, auxiliary=("AuxLogits.",))
+    # The weight of the loss is that of the authors' training code, which the paper leaves out:
+    # https://github.com/tensorflow/models, research/inception/inception/inception_model.py.
+    return Architecture(features, head, auxiliary=("AuxLogits.",), auxiliary_weight=0.4)

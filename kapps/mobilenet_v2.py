@@ -47,7 +47,7 @@ def mobilenet_v2(alpha: float) -> Architecture:
         x = conv(x, max(1280, make_divisible(1280 * alpha)), 1, "conv_head")
         return act(bn(x, "bn2"), "relu6", "act2")
 
-    return Architecture(features)
+    return Architecture(features, drop_path_schedule="efficientnet")
 
 
 # The dropout is that of the authors' TensorFlow code, mobilenet_v2.py in tensorflow/models.

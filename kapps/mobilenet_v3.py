@@ -75,7 +75,7 @@ def mobilenet_v3(
         x = conv(x, 16 if alpha < 0.75 else make_divisible(16 * alpha), 3, "conv_stem", stride=2)
         x = act(bn(x, "bn1"), "hard_silu", "act1")
         unscaled = 16  # the channels of x at alpha 1, by which the table expands
-        for i, j in net.blocks(map(len, stages)):
+        for i, j in net.blocks(map(len, stages), behind=1):  # the 1x1, timm's last block
             kernel, expanded, filters, se, activation, stride = stages[i][j]
             expanded = make_divisible(x.shape[-1] * expanded / unscaled)
             x = block(
@@ -100,7 +100,7 @@ def mobilenet_v3(
         x = layers.Flatten(name="flatten")(x)
         return net.classifier(net.dropout(x), "classifier")
 
-    return Architecture(features, head)
+    return Architecture(features, head, drop_path_schedule="efficientnet")
 
 
 # The dropout is that of section 6.1 of the paper.

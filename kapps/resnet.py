@@ -114,7 +114,8 @@ def resnet(blocks: Sequence[int], block: Block, *, deep_stem: bool = False) -> A
         x = _layers.max_pool(x, 3, 2, "maxpool", padding="symmetric")
         return stages(x, net, blocks, block)
 
-    return Architecture(features, functools.partial(pooled_head, classifier="fc"))
+    head = functools.partial(pooled_head, classifier="fc")
+    return Architecture(features, head, drop_path_schedule="linspace")
 
 
 @model()

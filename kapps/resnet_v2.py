@@ -103,7 +103,7 @@ def resnet_v2(blocks: Sequence[int], *, bottlenecks: bool = True) -> Architectur
         ]
         return preactivation_stages(x, net, stages, strided=1 if bottlenecks else 0)
 
-    return Architecture(features, _head)
+    return Architecture(features, _head, drop_path_schedule="linspace")
 
 
 # The reference weights want images in -1..1.

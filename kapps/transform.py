@@ -25,7 +25,7 @@ _CROP_MODES = ("center", "squash", "border")
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Resizes and crops an image for a network: (size, size, 3), uint8, 0..255.
+    """Resizes and crops an image for a network: (size, size, channels), uint8, 0..255.
 
     The image is resized so that its kept part, `crop` of the side, has `size` pixels; then the
     middle is kept. Nothing is normalized: kapps models do that themselves. The pixels are those
@@ -42,6 +42,8 @@ class EvalTransform:
     that the aspect ratio changes; "border" resizes the longer side and fills up with `fill`."""
     fill: tuple[int, ...] = (124, 116, 104)
     """RGB, 0..255: the mean of ImageNet's pixels."""
+    channels: int = 3
+    """3 for RGB, or 1 for gray: 0.299 R + 0.587 G + 0.114 B, as Pillow computes it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
@@ -52,6 +54,8 @@ class EvalTransform:
             raise unknown("interpolation", self.interpolation, _INTERPOLATIONS)
         if self.crop_mode not in _CROP_MODES:
             raise unknown("crop_mode", self.crop_mode, _CROP_MODES)
+        if self.channels not in (1, 3):
+            raise InputError(f"channels must be 3, for RGB, or 1, for gray, not {self.channels!r}")
 
     def __call__(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """The prepared image.
@@ -63,7 +67,9 @@ class EvalTransform:
         Raises:
             InputError: it is neither, or Pillow is not installed.
         """
-        picture = _rgb(image)
+        picture, fill = _rgb(image), self.fill
+        if self.channels == 1:
+            picture, fill = picture.convert("L"), _luminance(fill)
         side = math.floor(self.size / self.crop)
         width, height = picture.size
         if self.crop_mode == "squash":
@@ -79,7 +85,8 @@ class EvalTransform:
             from PIL import Image
 
             picture = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        pixels = _padded(np.asarray(picture), self.size, self.fill)
+        pixels = np.asarray(picture).reshape(height, width, self.channels)
+        pixels = _padded(pixels, self.size, fill)
         top, left = (round((side - self.size) / 2) for side in pixels.shape[:2])
         return pixels[top : top + self.size, left : left + self.size]
 
@@ -104,9 +111,12 @@ def eval_transform(
         prepare = kapps.eval_transform(model)
         probabilities = model(prepare(PIL.Image.open("cat.jpg"))[None])
 
-    Weights that `save_weights` has written know which published ones they began with. Where weights
-    bring nothing, as those of timm's or your own training, it is what was published for the same
-    network, the default weights first, as timm does.
+    Weights that `save_weights` has written bring the evaluation that they were saved with: that of
+    the training, or of the published weights which it began with. Where weights bring nothing, as
+    those of timm's training, it is what was published for the same network, the default weights
+    first, as timm does.
+
+    Images for a model of one channel become gray.
 
     Args:
         model: built by kapps.
@@ -138,10 +148,10 @@ def eval_transform(
                 + (f"give {', '.join(missing)}" if missing else "give size= as a number")
                 + ", as in kapps.eval_transform(model, 224, crop=0.875, interpolation='bilinear')"
             )
-    if channels != 3:
+    if channels not in (1, 3):
         raise InputError(
-            f"{model.name} takes {channels} channels, and the published evaluation is of RGB "
-            "images; prepare them with a kapps.EvalTransform and convert its result"
+            f"{model.name} takes {channels} channels, and kapps.EvalTransform makes images of 3, "
+            "RGB, or of 1, gray; put together what it makes of each part"
         )
     if known is not None and size == "test":
         size = known.test_size or known.size
@@ -150,11 +160,11 @@ def eval_transform(
     if (height or size, width or size) != (size, size):
         raise InputError(
             f"{model.name} takes images of {height}x{width} pixels, not {size}x{size}: build it "
-            f"with input_shape=({size}, {size}, 3), or with include_top=False for any size"
+            f"with input_shape=({size}, {size}, {channels}), or with include_top=False for any size"
         )
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"channels": channels}
     if known is not None:
-        arguments = {
+        arguments |= {
             "crop": (known.test_crop if size == known.test_size else None) or known.crop,
             "interpolation": known.interpolation,
             "crop_mode": known.crop_mode,
@@ -164,7 +174,8 @@ def eval_transform(
     normalization = next((x for x in model.layers if isinstance(x, ImageNormalization)), None)
     if normalization is not None:
         mean = keras.ops.convert_to_numpy(normalization.mean)
-        arguments["fill"] = tuple(round(255 * float(share)) for share in mean)
+        fill = tuple(round(255 * float(share)) for share in mean)
+        arguments["fill"] = fill * (3 // channels)
     elif isinstance(known, PublishedWeights):
         arguments["fill"] = tuple(round(255 * share) for share in known.mean)
     return EvalTransform(cast(int, size), **arguments)
@@ -189,6 +200,12 @@ def _rgb(image: Any) -> Image.Image:
             f"an image must be a PIL.Image or an array of uint8, not {type(image).__name__}"
         )
     return as_rgb(image)
+
+
+def _luminance(fill: tuple[int, ...]) -> tuple[int, ...]:
+    from PIL import Image
+
+    return (int(np.asarray(Image.new("RGB", (1, 1), fill).convert("L"))[0, 0]),)
 
 
 def _padded(pixels: np.ndarray, size: int, fill: tuple[int, ...]) -> np.ndarray:

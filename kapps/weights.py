@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -26,10 +26,14 @@ from kapps import _hub, _index
 from kapps._errors import InputError
 from kapps._evaluation import Evaluation, evaluation_of
 from kapps._files import atomic_write, sha256
+from kapps._gray import gray_stem
 from kapps._index import PublishedWeights, list_weights
 from kapps._layers import layer_name
 from kapps._pth import from_bfloat16, read_pth
 from kapps.custom_layers import ImageNormalization
+
+if TYPE_CHECKING:
+    from kapps.transform import EvalTransform
 
 __all__ = ["PublishedWeights", "list_weights", "load_weights", "save_weights"]
 
@@ -182,9 +186,10 @@ def load_weights(
     Every tensor must have its layer and every layer its tensors. Adapted are: a classifier for
     another number of classes, which keeps its random start, as a warning says; the first
     convolution, to another number of input channels; and a model without classifier, which leaves
-    the file's. Auxiliary heads, which exist for training only, may be in the file, the model, both
-    or neither. Names that all begin with "module." or "_orig_mod.", as of DataParallel and compiled
-    models, lose that.
+    the file's. A model of one channel answers to a gray image as one of three does to the image in
+    all of them, but for what the padding at the edges makes of it. Auxiliary heads, which exist for
+    training only, may be in the file, the model, both or neither. Names that all begin with
+    "module." or "_orig_mod.", as of DataParallel and compiled models, lose that.
 
     A `.pth` file (`.pth.tar` is the same) is a pickle, but nothing in it is run. It may be the
     checkpoint of a training program, such as timm's train.py or torchvision's references, with much
@@ -252,8 +257,13 @@ def _load(
     evaluation = None
     if "evaluation" in metadata:
         evaluation = Evaluation.of_text(metadata["evaluation"], str(file))
-    assign(model, _unwrapped(tensors), file)
+    tensors = _unwrapped(tensors)
     normalization = next((x for x in _own(model) if isinstance(x, ImageNormalization)), None)
+    if normalization is not None and normalization.mean.shape[0] == 1:
+        stem = next(p.layer for p in _parameters(_own(model), model.name) if len(p.shape) > 1)
+        colours = (mean, std) if mean else (normalization.initial_mean, normalization.initial_std)
+        tensors = gray_stem(tensors, stem, _name_in_files, *colours)
+    assign(model, tensors, file)
     if normalization is not None and mean:
         for variable, numbers in ((normalization.mean, mean), (normalization.std, std)):
             if len(numbers) != variable.shape[0]:
@@ -312,23 +322,40 @@ def _half(model: keras.Model) -> list[np.ndarray]:
     return [weight for weight in weights if weight.dtype == np.float16]
 
 
-def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
+def save_weights(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    evaluation: EvalTransform | None = None,
+) -> None:
     """Writes a model's weights; the file appears whole or not at all.
 
     `.safetensors` files get the published names and layouts, so that timm or torchvision can load
-    them, with the input's mean and standard deviation (RGB, 0..1) as metadata, and with the
-    evaluation of the published weights that the model began with, for `eval_transform`. A batch
-    norm without scale, or without center, gets ones or zeros in their place, since PyTorch's has
-    both or neither. The same weights give the same bytes. `.weights.h5` files are Keras's own.
-    "<path>.sha256" is written beside either: `sha256sum --check` reads it, and
-    `load_weights`.
+    them, with the input's mean and standard deviation (RGB, 0..1) and the evaluation, for
+    `eval_transform`, as metadata. A batch norm without scale, or without center, gets ones or zeros
+    in their place, since PyTorch's has both or neither. The same weights give the same bytes.
+    `.weights.h5` files are Keras's own. "<path>.sha256" is written beside either: `sha256sum
+    --check` reads it, and `load_weights`.
+
+    Args:
+        model: built by kapps.
+        path: of the file, which ends in ".safetensors" or ".weights.h5".
+        evaluation: how images are prepared for these weights: what they were trained for. By
+            default as for the weights that were loaded into the model, published or of a file, if
+            any were.
 
     Raises:
-        InputError: the path has another suffix or cannot be written, or the model was not built by
-            kapps (its layers then have no published names).
+        InputError: the path has another suffix or cannot be written; the model was not built by
+            kapps (its layers then have no published names); or an evaluation is given for a
+            `.weights.h5` file, which has no place for it.
     """
     file = _weights_path(path, _WRITES)
     if file.name.endswith(".weights.h5"):
+        if evaluation is not None:
+            raise InputError(
+                f"{file}: Keras's files do not keep the evaluation; write a .safetensors file, or "
+                "leave it out"
+            )
         with _atomic_write_with_sum(file) as temporary:
             model.save_weights(temporary)
         return
@@ -346,9 +373,9 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
             for key, variable in (("mean", layer.mean), ("std", layer.std)):
                 numbers = keras.ops.convert_to_numpy(variable)
                 metadata[key] = " ".join(str(float(number)) for number in numbers)
-    evaluation = evaluation_of(model)
-    if evaluation is not None:
-        metadata["evaluation"] = evaluation.text()
+    known = evaluation_of(model) if evaluation is None else Evaluation.of_transform(evaluation)
+    if known is not None:
+        metadata["evaluation"] = known.text()
     safetensors = _safetensors()
     with _atomic_write_with_sum(file) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata)

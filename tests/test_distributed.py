@@ -64,7 +64,7 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same training alone, on two devices of a process, and on two workers."""
     root = tmp_path_factory.mktemp("runs")
-    common = {"model": "TinyNet", "recipe": "plain"}
+    common = {"model": "TinyNet", "recipe": "shared"}
     local = start(2, strategy="none,mirrored", workdir=f"{root}/STRATEGY", **common)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     workers = [
@@ -108,7 +108,7 @@ def test_workers_are_identical(runs: dict[str, Path]) -> None:
 
 def test_only_the_chief_writes(runs: dict[str, Path]) -> None:
     names = {path.name for path in (runs["workers"] / "checkpoints").iterdir()}
-    epochs = {f"ckpt-{epoch}" for epoch in (1, 2)}
+    epochs = {f"ckpt-{step}" for step in (25, 50)}
     assert names == {"checkpoint"} | {
         f"{epoch}.{part}" for epoch in epochs for part in ("index", "data-00000-of-00001")
     }
@@ -120,9 +120,9 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     arguments = {"model": "TinyDropNet", "recipe": "random", "strategy": "none"}
     whole = start(1, workdir=str(tmp_path / "whole"), **arguments)
     killed = tmp_path / "killed"
-    for epoch in (1, 3):
+    for step in (25, 75):
         process = start(1, workdir=str(killed), **arguments)
-        wait_for(killed / "checkpoints" / f"ckpt-{epoch}.index", process)
+        wait_for(killed / "checkpoints" / f"ckpt-{step}.index", process)
         time.sleep(random.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.communicate()

@@ -52,21 +52,97 @@ def drawn(monkeypatch, *survives: bool) -> None:
     )
 
 
-def test_stochastic_depth_grows_with_depth():
+def rates_of(net: keras.Model, kind: type, suffix: str) -> dict[str, float]:
+    """By the path of the block."""
+    found = [x for x in net.layers if isinstance(x, kind) and x.name.endswith(suffix)]
+    return {x.name.removesuffix(suffix): x.rate for x in found}
+
+
+def path_rates(net: keras.Model) -> dict[str, float]:
+    return rates_of(net, custom_layers.StochasticDepth, "_drop_path")
+
+
+# Of timm 1.0.31 at drop_path_rate=0.2, rounded: `drop_prob` of the DropPath in each block that has
+# a shortcut; in the first one it has no DropPath, or none that drops.
+_TIMM = {
+    "ResNet18": """
+        layer1_1 0.028571  layer2_0 0.057143  layer2_1 0.085714  layer3_0 0.114286
+        layer3_1 0.142857  layer4_0 0.171429  layer4_1 0.2""",
+    "ResNeXt50": """
+        layer1_1 0.013333  layer1_2 0.026667  layer2_0 0.04      layer2_1 0.053333
+        layer2_2 0.066667  layer2_3 0.08      layer3_0 0.093333  layer3_1 0.106667
+        layer3_2 0.12      layer3_3 0.133333  layer3_4 0.146667  layer3_5 0.16
+        layer4_0 0.173333  layer4_1 0.186667  layer4_2 0.2""",
+    "ResNet50V2": """
+        stages_0_blocks_1 0.013333  stages_0_blocks_2 0.026667  stages_1_blocks_0 0.04
+        stages_1_blocks_1 0.053333  stages_1_blocks_2 0.066667  stages_1_blocks_3 0.08
+        stages_2_blocks_0 0.093333  stages_2_blocks_1 0.106667  stages_2_blocks_2 0.12
+        stages_2_blocks_3 0.133333  stages_2_blocks_4 0.146667  stages_2_blocks_5 0.16
+        stages_3_blocks_0 0.173333  stages_3_blocks_1 0.186667  stages_3_blocks_2 0.2""",
+    "EfficientNetB0": """
+        blocks_1_1 0.025   blocks_2_1 0.05   blocks_3_1 0.075   blocks_3_2 0.0875
+        blocks_4_1 0.1125  blocks_4_2 0.125  blocks_5_1 0.15    blocks_5_2 0.1625
+        blocks_5_3 0.175""",
+    "EfficientNetV2B0": """
+        blocks_1_1 0.019048  blocks_2_1 0.038095  blocks_3_1 0.057143  blocks_3_2 0.066667
+        blocks_4_1 0.085714  blocks_4_2 0.095238  blocks_4_3 0.104762  blocks_4_4 0.114286
+        blocks_5_1 0.133333  blocks_5_2 0.142857  blocks_5_3 0.152381  blocks_5_4 0.161905
+        blocks_5_5 0.171429  blocks_5_6 0.180952  blocks_5_7 0.190476""",
+    "MobileNetV2": """
+        blocks_1_1 0.023529  blocks_2_1 0.047059  blocks_2_2 0.058824  blocks_3_1 0.082353
+        blocks_3_2 0.094118  blocks_3_3 0.105882  blocks_4_1 0.129412  blocks_4_2 0.141176
+        blocks_5_1 0.164706  blocks_5_2 0.176471""",
+    "MobileNetV3Large": """
+        blocks_1_1 0.025  blocks_2_1 0.05    blocks_2_2 0.0625  blocks_3_1 0.0875
+        blocks_3_2 0.1    blocks_3_3 0.1125  blocks_4_1 0.1375  blocks_5_1 0.1625
+        blocks_5_2 0.175""",
+}
+
+
+@pytest.mark.parametrize("name", _TIMM)
+def test_stochastic_depth_is_timms(name):
+    net = getattr(kapps, name)(
+        include_top=False, drop_path_rate=0.2, input_shape=SHAPE, drop_path_mode="row"
+    )
+    words = _TIMM[name].split()
+    expected = dict(zip(words[::2], map(float, words[1::2]), strict=True))
+    found = path_rates(net)
+    # The table has six decimals.
+    assert found.keys() == expected.keys() and found == pytest.approx(expected, abs=5.1e-7)
+
+
+# By hand, of ResNet-14 for CIFAR: six blocks.
+@pytest.mark.parametrize(
+    ("schedule", "sixths"),
+    [
+        ("linear", [1, 2, 3, 4, 5, 6]),  # what the paper has for this network
+        ("huang", [1, 2, 3, 4, 5, 6]),
+        ("efficientnet", [1, 2, 3, 4, 5]),  # the first block is never dropped
+        ("linspace", [1.2, 2.4, 3.6, 4.8, 6]),
+        ("constant", [6] * 6),
+    ],
+)
+def test_stochastic_depth_has_the_rates_that_the_schedule_says(schedule, sixths):
+    net = kapps.CifarResNet(depth=14, drop_path_rate=0.6, drop_path_schedule=schedule)
+    names = ["layer1_0", "layer1_1", "layer2_0", "layer2_1", "layer3_0", "layer3_1"]
+    expected = dict(zip(names[-len(sixths) :], (0.1 * x for x in sixths), strict=True))
+    found = path_rates(net)
+    assert found.keys() == expected.keys() and found == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_block_has_what_timm_gives_it():
+    """torch.linspace(0, rate, 1) is 0."""
+    net = Net(Regularization(drop_path_rate=0.2, drop_path_schedule="linspace"), 3, None)
+    assert list(net.blocks((1,))) == [(0, 0)]
+    x = keras.Input((4, 4, 3))
+    assert isinstance(net.add(x, x, "block")._keras_history.operation, layers.Add)
+
+
+def test_stochastic_depth_adds_no_weights():
     net = kapps.EfficientNetLite0(drop_path_rate=0.2, input_shape=SHAPE)
-    rates = [x.rate for x in net.layers if isinstance(x, custom_layers.StochasticDepth)]
-    assert rates == sorted(rates) and 0 < rates[0] < rates[-1] < 0.2
     assert not isinstance(net, BlockSkippingModel)
     plain = kapps.EfficientNetLite0(input_shape=SHAPE)
     assert [w.path for w in plain.weights] == [w.path for w in net.weights]
-
-
-def test_stochastic_depth_may_be_constant():
-    net = kapps.EfficientNetLite0(
-        drop_path_rate=0.2, drop_path_schedule="constant", input_shape=SHAPE
-    )
-    rates = [x.rate for x in net.layers if isinstance(x, custom_layers.StochasticDepth)]
-    assert rates == [0.2] * 9
 
 
 def test_rows_are_dropped_whole_and_the_mean_stays():
@@ -253,6 +329,29 @@ def test_drop_block_acts_in_the_last_two_stages():
     assert "blocks_5_1_drop_block" in names and "blocks_5_1_drop_block_shortcut" in names
     assert not any(name.startswith(("blocks_1", "blocks_2", "blocks_3")) for name in names)
     assert len({x.seed_generator for x in found}) == len(found)
+
+
+# By hand, of ResNet-14 for CIFAR: three stages of two blocks; sixths of the rate.
+@pytest.mark.parametrize(
+    ("stages", "schedule", "sixths"),
+    [
+        (2, "constant", [6, 6, 6, 6]),
+        (1, "constant", [6, 6]),
+        (None, "constant", [6] * 6),
+        (9, "constant", [6] * 6),  # more than there are
+        (2, "linear", [3, 4, 5, 6]),
+        (None, "linear", [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_drop_block_acts_where_the_caller_wants(stages, schedule, sixths):
+    net = kapps.CifarResNet(
+        depth=14, drop_block_rate=0.3, drop_block_stages=stages, drop_block_schedule=schedule
+    )
+    names = ["layer1_0", "layer1_1", "layer2_0", "layer2_1", "layer3_0", "layer3_1"]
+    expected = dict(zip(names[-len(sixths) :], (0.05 * x for x in sixths), strict=True))
+    for suffix in ("_drop_block", "_drop_block_shortcut"):
+        found = rates_of(net, custom_layers.DropBlock2D, suffix)
+        assert found.keys() == expected.keys() and found == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tflite_report import _page
+from pages import read_page
 from tflite_crafted import crafted_file
 from tflite_net import LABELS
 
@@ -160,7 +160,7 @@ def test_json_has_every_figure(results, tmp_path):
 
 def test_the_page(results, tmp_path):
     path = write_overview(read_overview(results), tmp_path, title="A <b> title")[2]
-    page = _page(path)
+    page = read_page(path)
     assert "A <b> title" in page.text
     assert PHONE in page.text
     assert page.tags.count("svg") == 1
@@ -176,7 +176,7 @@ def test_the_page(results, tmp_path):
 def test_accuracy_alone_and_latency_alone(results, tmp_path):
     for number, part in enumerate((results[:1], results[-1:])):
         path = write_overview(read_overview(part), tmp_path / str(number), title="t")[2]
-        assert "svg" not in _page(path).tags
+        assert "svg" not in read_page(path).tags
 
 
 def test_threads_and_accelerators_are_devices_of_their_own(tmp_path):

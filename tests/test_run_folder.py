@@ -16,7 +16,8 @@ import safetensors.numpy
 from programs import run_here
 
 import kapps
-from kapps.tools import runs, training
+from kapps.tools import data, runs
+from kapps.tools.json_files import write_json
 from kapps.tools.recipes import Recipe, get_recipe
 
 FOLDER = Path(__file__).with_name("run_folder")
@@ -54,80 +55,64 @@ def test_a_finished_run_is_read(finished: Path) -> None:
     )
 
 
-def test_a_finished_run_is_known_by_its_flags(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("folder", ["finished", "stopped"])
+def test_a_run_of_the_first_format_is_not_gone_on_with(
+    folder: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = run_here("tools.train", f"{RUN} --batch_size=171 --workdir={finished}", capsys)
-    assert not answer.code and "this run is finished" in answer.stderr
-    assert "validation top-1 0.2625, top-5 0.6833 on 240 images after 2 epochs" in answer.stdout
-
-
-@pytest.mark.slow
-def test_a_stopped_run_is_gone_on_with(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Weights to 2e-3, a fifth of the learning rate: it is another machine's rounding as well."""
-    answer = run_here("tools.train", f"{RUN} --batch_size=171 --workdir={stopped}", capsys)
-    assert not answer.code and "going on after epoch 1" in answer.stderr, answer.stderr
-    earlier, result = (
-        json.loads((folder / "result.json").read_text()) for folder in (FOLDER, stopped)
-    )
-    assert result["history"][0] == earlier["history"][0] and result["steps"] == 14
-    expected = safetensors.numpy.load_file(FOLDER / "weights.safetensors")
-    for name, value in safetensors.numpy.load_file(stopped / "weights.safetensors").items():
-        np.testing.assert_allclose(value, expected[name], atol=2e-3, err_msg=name)
-    assert json.loads((stopped / "config.json").read_text())["format"] == runs.FORMAT
-
-
-def test_another_flag_is_named(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = run_here("tools.train", f"{RUN} --batch_size=100 --workdir={stopped}", capsys)
+    """It was trained by other sums: what came of it would be neither the one nor the other."""
+    workdir = request.getfixturevalue(folder)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    answer = run_here("tools.train", f"{RUN} --batch_size=171 --workdir={workdir}", capsys)
     assert answer.code == 2
-    assert "holds another run: batch_size was 171 and is 100. Choose" in answer.stderr
+    assert "holds a run of an earlier kapps, which trained otherwise" in answer.stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Longer(Recipe):
     """A recipe of a later kapps."""
 
-    mixup: float = 0.0
+    sharpness: float = 0.0
     sizes: tuple[int, ...] = (16, 24)
 
 
 def settings(recipe: type[Recipe] = Recipe, **new: object) -> dict[str, object]:
-    """Of the run, by a kapps whose recipes have more fields."""
-    config = runs.TrainConfig(
-        "TinyDropNet",
-        "digits",
-        "",
-        recipe="digits",
-        image_size=16,
-        epochs=2,
-        batch_size=171,
-        seed=3,
-    )
-    values = dataclasses.asdict(config.resolved()) | new
-    from kapps.tools import data
-
+    """Of a run, by a kapps whose recipes have more fields."""
+    digits = dataclasses.replace(get_recipe("digits"), image_size=16, epochs=2, batch_size=171)
+    config = runs.TrainConfig("TinyDropNet", "digits", "", recipe=digits, seed=3)
+    values = dataclasses.asdict(digits) | new
     return runs.settings_of(config, recipe(**values), data.load("digits"))
 
 
-def test_a_recipe_may_grow(finished: Path) -> None:
-    kinds = (runs.TrainConfig, Longer)
-    runs.check_same_run(finished, settings(Longer), kinds)
-    with pytest.raises(kapps.InputError, match="another run: mixup was 0.0 and is 0.2. Choose"):
-        runs.check_same_run(finished, settings(Longer, mixup=0.2), kinds)
-    change(finished, **settings(Longer, mixup=0.2))
-    runs.check_same_run(finished, settings(Longer, mixup=0.2), kinds)
-    with pytest.raises(kapps.InputError, match="another run: mixup was 0.2 and is 0.0. Choose"):
-        runs.check_same_run(finished, settings(Longer), kinds)
-    with pytest.raises(kapps.InputError, match="mixup was 0.2 and is no setting here"):
-        runs.check_same_run(finished, settings())
+KINDS = (runs.TrainConfig, Longer)
 
 
-def test_training_compares_by_its_recipes_own_fields(finished: Path) -> None:
-    fields = dataclasses.asdict(get_recipe("digits")) | {"batch_size": 171, "epochs": 2}
-    config = runs.TrainConfig(
-        "TinyDropNet", "digits", str(finished), recipe=Longer(**fields), image_size=16, seed=3
-    )
-    assert training.train(config, progress=False).validation.top1 == 0.2625
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    write_json(tmp_path / "config.json", settings() | {"versions": {"kapps": "0.0.1"}})
+    return tmp_path
+
+
+def test_a_changed_setting_is_named(begun: Path) -> None:
+    runs.check_same_run(begun, settings())
+    with pytest.raises(kapps.InputError, match=r"another run: flip was 0.0 and is 0.5. Choose"):
+        runs.check_same_run(begun, settings(flip=0.5))
+
+
+def test_a_recipe_may_grow(begun: Path) -> None:
+    runs.check_same_run(begun, settings(Longer), KINDS)
+    with pytest.raises(
+        kapps.InputError, match=r"another run: sharpness was 0.0 and is 0.2. Choose"
+    ):
+        runs.check_same_run(begun, settings(Longer, sharpness=0.2), KINDS)
+    write_json(begun / "config.json", settings(Longer, sharpness=0.2))
+    runs.check_same_run(begun, settings(Longer, sharpness=0.2), KINDS)
+    with pytest.raises(
+        kapps.InputError, match=r"another run: sharpness was 0.2 and is 0.0. Choose"
+    ):
+        runs.check_same_run(begun, settings(Longer), KINDS)
+    with pytest.raises(kapps.InputError, match=r"sharpness was 0.2 and is no setting here"):
+        runs.check_same_run(begun, settings())
 
 
 def test_a_result_of_another_version_is_read(finished: Path) -> None:
@@ -147,4 +132,4 @@ def test_a_newer_format_is_refused(
     flags = f"{RUN} --batch_size=171" if program == "tools.train" else ""
     answer = run_here(program, f"{flags} --workdir={finished}", capsys)
     assert answer.code == 2 and len(answer.stderr.splitlines()) == 1
-    assert "config.json is of format 2, and this kapps knows 1" in answer.stderr
+    assert f"config.json is of format {runs.FORMAT + 1}, and this kapps knows" in answer.stderr

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import read_page
 
 from kapps import InputError
 from kapps.tflite import Confusion, Latency, Row, write_report
@@ -36,42 +35,6 @@ ROWS = [
     for i in range(4)
     for j, variant in enumerate(("float32", "float16", "dynamic", "int8"))
 ]
-
-
-class _Page(HTMLParser):
-    """Collects tags, links and text; checks that tags are closed."""
-
-    void = ("meta", "path", "use", "rect", "br", "link", "img")
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.tags, self.sources, self.text, self.ids = [], [], [], "", []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.sources += [v for k, v in attributes if k in ("src", "href", "xlink:href", "data")]
-        self.ids += [v for k, v in attributes if k == "id"]
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.void:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.void:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def _page(path):
-    page = _Page()
-    page.feed(Path(path).read_text(encoding="utf-8"))
-    assert not page.open
-    return page
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +86,7 @@ def test_markdown_has_every_figure_and_the_device(paths):
 
 def test_the_page_is_self_contained(paths):
     path = paths[2]
-    page = _page(path)
+    page = read_page(path)
     assert "script" not in page.tags
     assert "b" not in page.tags
     assert "A <b> & c" in page.text
@@ -148,7 +111,7 @@ def test_the_page_follows_light_and_dark_and_has_titles(paths):
 
 def test_each_device_has_its_own_picture(tmp_path):
     rows = [_row(), _row(device="host: Other")]
-    page = _page(write_report(rows, tmp_path, title="t")[2])
+    page = read_page(write_report(rows, tmp_path, title="t")[2])
     assert page.tags.count("svg") == 2
     assert len(page.ids) == len(set(page.ids))
 
@@ -166,7 +129,7 @@ def test_confusion_counts():
 def test_confusion_matrix_on_the_page(tmp_path):
     confusion = Confusion.of("On <held-out>", ["cat", "dog"], np.array([0, 0, 1]), np.zeros(3, int))
     path = write_report(ROWS[:1], tmp_path, title="t", confusion=confusion)[2]
-    assert "On <held-out>" in _page(path).text
+    assert "On <held-out>" in read_page(path).text
     table = path.read_text().partition('<table class="confusion">')[2]
     assert re.findall(r"<td[^>]*>([^<]*)</td>", table) == ["2", "·", "1", "·"]
 

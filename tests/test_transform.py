@@ -234,10 +234,49 @@ def test_the_transform_of_a_model():
         eval_transform(with_weights(a1, (192, 224, 3)))
 
 
-def test_gray_images_are_not_prepared():
+def test_images_of_other_channels_are_not_prepared():
     row = _index.find("MobileNetV3Small", "imagenet")
-    with pytest.raises(kapps.InputError, match="takes 1 channels"):
-        eval_transform(with_weights(row, (32, 32, 1)))
+    with pytest.raises(kapps.InputError, match="takes 4 channels"):
+        eval_transform(with_weights(row, (32, 32, 4)))
+    with pytest.raises(kapps.InputError, match="channels must be 3, for RGB, or 1, for gray"):
+        EvalTransform(32, channels=4)
+
+
+def test_images_become_gray():
+    image = picture(100, 80)
+    for interpolation, crop_mode in (("bilinear", "center"), ("nearest", "border")):
+        made = EvalTransform(57, 0.95, interpolation, crop_mode, channels=1)
+        found = made(image)
+        assert found.shape == (57, 57, 1) and found.dtype == np.uint8
+        # What Pillow calls gray, as three equal channels: the same picture is prepared.
+        colour = dataclasses.replace(made, channels=3)
+        fill = round(0.299 * 124 + 0.587 * 116 + 0.114 * 104)
+        gray = dataclasses.replace(colour, fill=(fill,) * 3)(image.convert("L"))
+        np.testing.assert_array_equal(found[..., 0], gray[..., 0])
+    model = a_model("NiN", (32, 32, 1))
+    model.layers[1].mean.assign([0.2])
+    prepare = eval_transform(model, crop=0.9, interpolation="bilinear")
+    assert prepare == EvalTransform(32, 0.9, "bilinear", fill=(51,) * 3, channels=1)
+
+
+def test_weights_of_a_run_bring_their_own_evaluation(tmp_path):
+    """Of a network that nothing is published for, and in place of what was published."""
+    file = tmp_path / "weights.safetensors"
+    trained = kapps.LeNet5(classes=4)
+    own = EvalTransform(32, 0.9, "bilinear", "squash", channels=1)
+    kapps.save_weights(trained, file, evaluation=own)
+    built = kapps.LeNet5(weights=file, classes=4)
+    mean = round(255 * float(keras.ops.convert_to_numpy(built.layers[1].mean)[0]))
+    assert eval_transform(built) == dataclasses.replace(own, fill=(mean,) * 3)
+    kapps.save_weights(built, file)  # it stays with them
+    assert eval_transform(kapps.LeNet5(weights=file, classes=4)) == eval_transform(built)
+    published = kapps.LeNet5(input_shape=(32, 32, 3))
+    published.kapps_weights = _index.find("ResNet50", "imagenet")
+    kapps.save_weights(published, file, evaluation=EvalTransform(32, 1.0, "nearest"))
+    found = eval_transform(kapps.LeNet5(weights=file, input_shape=(32, 32, 3)))
+    assert (found.crop, found.interpolation) == (1.0, "nearest")
+    with pytest.raises(kapps.InputError, match=r"do not keep the evaluation; write a \.safeten"):
+        kapps.save_weights(trained, tmp_path / "w.weights.h5", evaluation=own)
 
 
 def test_weights_of_a_file_know_which_published_ones_they_come_from(tmp_path):

@@ -79,8 +79,7 @@ def test_pruned_and_quantized(tuned, tmp_path, capsys):
     again = training.evaluate(
         loaded.model,
         data.load("synthetic").validation,
-        image_size=loaded.image_size,
-        crop=loaded.crop,
+        transform=loaded.transform,
     )
     assert again.top1 == result.restored
 
@@ -138,7 +137,12 @@ def test_a_run_whose_images_lie_elsewhere_here(run, tmp_path, monkeypatch, capsy
     (moved / "config.json").write_text(json.dumps(settings))
     asked = []
     load = tuning_run.data.load
-    monkeypatch.setattr(tuning_run.data, "load", lambda *args: asked.append(args) or load(*args))
+
+    def noting(name, data_dir, nested):
+        asked.append((name, data_dir))
+        return load(name, data_dir, nested=nested)
+
+    monkeypatch.setattr(tuning_run.data, "load", noting)
     flags = shlex.join([f"--init_from={moved}", f"--workdir={tmp_path}/tuned"])
     flags += " --quantize_aware --batch_size=1000000"
     answer = run_here("tflite.programs.tune", flags, capsys)

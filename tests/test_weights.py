@@ -213,6 +213,74 @@ def test_gray_stem_answers_as_the_colour_stem_to_gray(tmp_path):
     )
 
 
+def test_gray_stem_without_preprocessing_has_the_sum_of_the_colours(tmp_path):
+    """Whoever normalizes by themselves gives all colours the same numbers."""
+    arguments = {"include_preprocessing": False, "classifier_activation": None}
+    colour = kapps.LeNet5(input_shape=(32, 32, 3), **arguments)
+    kapps.save_weights(colour, tmp_path / "w.safetensors")
+    gray = kapps.LeNet5(weights=tmp_path / "w.safetensors", **arguments)
+    x = np.random.default_rng(0).standard_normal((2, 32, 32, 1)).astype(np.float32)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(gray(x)),
+        keras.ops.convert_to_numpy(colour(x.repeat(3, -1))),
+        atol=1e-5,  # float32, numbers of about 1
+    )
+
+
+def imagenet_normalization(net: keras.Model) -> None:
+    net.get_layer("normalization").mean.assign([0.485, 0.456, 0.406])
+    net.get_layer("normalization").std.assign([0.229, 0.224, 0.225])
+
+
+def test_gray_is_answered_as_colour_that_is_normalized_channel_by_channel(tmp_path):
+    """Exactly, where the first convolution has no padding: here with a bias for the constant."""
+    colour = kapps.LeNet5(input_shape=(32, 32, 3), classifier_activation=None)
+    imagenet_normalization(colour)
+    kapps.save_weights(colour, tmp_path / "w.safetensors")
+    gray = kapps.LeNet5(weights=tmp_path / "w.safetensors", classifier_activation=None)
+    x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1))
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(gray(x)),
+        keras.ops.convert_to_numpy(colour(x.repeat(3, -1))),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("with_metadata", [True, False])
+def test_gray_differs_from_colour_at_the_edges_alone(with_metadata, tmp_path):
+    """With padding, and a batch norm for the constant. Files of others say no mean: then it is what
+    the builder has.
+    """
+    file, arguments = tmp_path / "w.safetensors", {"include_top": False, "depth": 8}
+    colour = kapps.CifarResNet(input_shape=(16, 16, 3), **arguments)
+    if with_metadata:
+        imagenet_normalization(colour)
+    statistics = colour.get_layer("bn1").moving_mean
+    statistics.assign(np.random.default_rng(1).standard_normal(statistics.shape))
+    kapps.save_weights(colour, file)
+    if not with_metadata:
+        safetensors.numpy.save_file(safetensors.numpy.load_file(file), file)
+        (tmp_path / "w.safetensors.sha256").unlink()
+    gray = kapps.CifarResNet(input_shape=(16, 16, 1), weights=file, **arguments)
+    x = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1))
+    a, b = (
+        keras.ops.convert_to_numpy(keras.Model(net.input, net.get_layer("bn1").output)(image))
+        for net, image in ((gray, x), (colour, x.repeat(3, -1)))
+    )
+    inside = np.s_[:, 1:-1, 1:-1]  # the kernel is 3x3
+    np.testing.assert_allclose(a[inside], b[inside], atol=1e-5)  # float32, numbers of about 1
+    assert np.abs(a - b).max() > 0.01
+
+
+def test_gray_weights_are_loaded_as_they_are(tmp_path):
+    arguments = {"input_shape": (16, 16, 1), "depth": 8}
+    gray = kapps.CifarResNet(**arguments)
+    kapps.save_weights(gray, tmp_path / "w.safetensors")
+    again = kapps.CifarResNet(weights=tmp_path / "w.safetensors", **arguments)
+    for one, other in zip(gray.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (one, other)))
+
+
 def test_a_stem_of_more_channels_answers_as_loud(tmp_path):
     """The published ones repeat: an image beside itself gets the answer of the image alone."""
     one = kapps.LeNet5(input_shape=(32, 32, 3))

@@ -11,14 +11,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 from keras import KerasTensor
 
-import kapps
 from kapps._layers import act, bn, conv, depthwise
 from kapps._model import model
 from kapps._network import Architecture, Net
@@ -53,15 +51,31 @@ PLAIN = dataclasses.replace(
     optimizer="sgd",
     learning_rate=0.05,
     weight_decay=1e-3,
-    augment="none",
+    train_crop="none",
+    flip=0.0,
+    crop=0.875,
     batch_size=40,
     epochs=2,
     image_size=16,
+    bn_momentum=0.99,
 )
 
 # Everything that could differ after a restart: moments, dropout, augmentation, schedule.
 RANDOM = dataclasses.replace(
-    PLAIN, optimizer="adamw", learning_rate=3e-3, augment="crop_flip", epochs=6
+    PLAIN,
+    optimizer="adamw",
+    learning_rate=3e-3,
+    train_crop="random",
+    flip=0.5,
+    policy="randaugment",
+    cutmix=1.0,
+    average=0.9,
+    epochs=6,
+)
+
+# What depends on the batch as a whole, on each image, and on all steps before.
+SHARED = dataclasses.replace(
+    PLAIN, train_crop="random", flip=0.5, policy="randaugment", mixup=0.2, cutmix=1.0, average=0.9
 )
 
 
@@ -73,12 +87,13 @@ def main(devices: int, arguments: dict[str, str]) -> None:
             [tf.config.LogicalDeviceConfiguration()] * devices,
         )
     built: list[keras.Model] = []
-    build = kapps.get_builder
+    build = training.build_network
 
-    def recording_builder(name: str) -> Callable[..., keras.Model]:
-        return lambda **kwargs: built.append(build(name)(**kwargs)) or built[-1]
+    def recorded(*arguments: object, **keywords: object) -> keras.Model:
+        built.append(build(*arguments, **keywords))
+        return built[-1]
 
-    kapps.get_builder = recording_builder
+    training.build_network = recorded
     worker = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
     for strategy in arguments["strategy"].split(","):
         workdir = arguments["workdir"].replace("STRATEGY", strategy)
@@ -86,7 +101,7 @@ def main(devices: int, arguments: dict[str, str]) -> None:
             TrainConfig(
                 model=arguments["model"],
                 dataset="synthetic",
-                recipe={"plain": PLAIN, "random": RANDOM}[arguments["recipe"]],
+                recipe={"random": RANDOM, "shared": SHARED}[arguments["recipe"]],
                 workdir=workdir,
                 strategy=strategy,
             ),

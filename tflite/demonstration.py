@@ -7,6 +7,7 @@ on this machine.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from kapps.tflite.measurement.latency import measure
 from kapps.tflite.report import Confusion, Row, write_report
 from kapps.tools import data, pipeline, runs, training
 from kapps.tools.progress import progress_bar
+from kapps.tools.recipes import get_recipe
 
 DATASET = "digits"
 NETWORKS = {  # height and width of the input, pixels; epochs: enough for each, and no more
@@ -114,20 +116,15 @@ def _train_and_convert(model: str, dataset: data.Dataset, output: Path, seed: in
     size, epochs = NETWORKS[model]
     keras.backend.clear_session()
     workdir = output / "runs" / model
+    recipe = dataclasses.replace(get_recipe("digits"), image_size=size, epochs=epochs)
     training.train(
         runs.TrainConfig(
-            model=model,
-            dataset=DATASET,
-            workdir=str(workdir),
-            recipe="digits",
-            image_size=size,
-            epochs=epochs,
-            seed=seed,
+            model=model, dataset=DATASET, workdir=str(workdir), recipe=recipe, seed=seed
         )
     )
     run = runs.load_run(workdir)
-    calibration, _ = pipeline.images(dataset.train, size)
-    images, labels = pipeline.images(dataset.test, size)
+    calibration, _ = pipeline.images(dataset.train, run.transform)
+    images, labels = pipeline.images(dataset.test, run.transform)
     files = []
     with progress_bar(len(QUANTIZATIONS), "file", "converting") as bar:
         for variant in QUANTIZATIONS:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
 
+import kapps
 from kapps._errors import InputError
-from kapps.tflite import accuracy, source
+from kapps.tflite import accuracy, class_figures, evaluation_report, source
 from kapps.tflite.accuracy import Accuracy
 from kapps.tools import data, pipeline, runs, training
 from kapps.tools.progress import progress_bar
@@ -46,20 +51,27 @@ class NetworkAccuracy:
 Result = NetworkAccuracy | Accuracy
 
 
-def evaluate_run(workdir: str, images: Split) -> NetworkAccuracy:
+def evaluate_run(workdir: str, images: Split, report: str | None = None) -> NetworkAccuracy:
     """The model of a finished run.
 
+    Args:
+        workdir: the run's folder.
+        images: which.
+        report: folder for what `kapps.tflite.evaluation_report` writes; None for nothing.
+
     Raises:
-        InputError: there is no such run or data set, or the data set has other classes.
+        InputError: there is no such run or data set, or the data set has other classes, or the
+            report cannot be written.
     """
     run = runs.load_run(workdir)
     dataset = data.load(
-        images.dataset or run.dataset, run.data_dir if images.data_dir is None else images.data_dir
+        images.dataset or run.dataset,
+        run.data_dir if images.data_dir is None else images.data_dir,
+        nested=run.nested,
     )
     if dataset.class_names != run.class_names:
         raise InputError(f"the run in {workdir} knows other classes than dataset {dataset.name!r}")
-    crop = run.crop if images.crop is None else images.crop
-    return _evaluate(run.model, dataset, images, run.image_size, crop)
+    return _evaluate(run.model, dataset, images, run.transform, report)
 
 
 def evaluate_weights(
@@ -69,6 +81,7 @@ def evaluate_weights(
     *,
     arguments: str | None = None,
     image_size: int | None = None,
+    report: str | None = None,
 ) -> NetworkAccuracy:
     """A network with weights, a file or the tag of published ones.
 
@@ -78,14 +91,16 @@ def evaluate_weights(
         images: which; the data set has to be named.
         arguments: further ones of the network, as `kapps.tools.network` takes them.
         image_size: height and width of the input, pixels; by default the network's own.
+        report: as of `evaluate_run`.
 
     Raises:
-        InputError: there is no such network, file or data set, or the number of classes differs.
+        InputError: there is no such network, file or data set, or the number of classes differs, or
+            the report cannot be written.
     """
     if images.dataset is None:
         raise InputError("--dataset must be given; --help lists the flags")
     dataset = data.load(images.dataset, images.data_dir)
-    model, size = source.build(
+    model = source.build(
         name,
         weights,
         len(dataset.class_names),
@@ -93,7 +108,8 @@ def evaluate_weights(
         image_size=image_size,
         remedy="evaluate on the data set of these weights",
     )
-    return _evaluate(model, dataset, images, size, 1.0 if images.crop is None else images.crop)
+    transform = source.evaluation_transform(model)
+    return _evaluate(model, dataset, images, transform, report)
 
 
 def evaluate_tflite(
@@ -117,29 +133,30 @@ def evaluate_tflite(
         InputError: there is no such file, run or data set, or they do not go together.
     """
     description = accuracy.describe(path)  # first of all: it is quick
-    name, data_dir, crop = images.dataset, None, 1.0
+    height, width = description.image_size
+    name, data_dir, nested, transform = images.dataset, None, False, _whole_square(height)
     if workdir is not None:
         run = runs.load_run(workdir)
-        name, data_dir, crop = images.dataset or run.dataset, run.data_dir, run.crop
+        name, data_dir, nested = images.dataset or run.dataset, run.data_dir, run.nested
+        transform = replace(run.transform, size=height)
     if name is None:
         raise InputError("--dataset must be given; --help lists the flags")
-    dataset = data.load(name, images.data_dir or data_dir)
+    dataset = data.load(name, images.data_dir or data_dir, nested=nested)
     numbered = tuple(str(i) for i in range(description.classes))
     if description.labels not in ((), numbered, dataset.class_names):
         raise InputError(
             f"{path} knows other classes than dataset {dataset.name!r}: its first is "
             f"{description.labels[0]!r}, the data set's {dataset.class_names[0]!r}"
         )
-    height, width = description.image_size
     if height != width:
         raise InputError(f"{path} takes {height} x {width} pixels: expected a square")
     chosen = dataset.split(images.split)
-    loader = pipeline.Loader(chosen, height, crop if images.crop is None else images.crop)
+    loader = pipeline.Loader(chosen, pipeline.EvaluationPixels(_cropped(transform, images)))
     order = pipeline.evaluation_order(len(chosen), min(images.batch_size, max(len(chosen), 1)))
-    with loader.named_errors(), progress_bar(len(chosen), "image", "evaluating") as bar:
+    with progress_bar(len(chosen), "image", "evaluating") as bar:
         return accuracy.evaluate_file(
             Path(path),
-            loader.batches(order).as_numpy_iterator(),
+            loader.batches(order),
             dataset=dataset.name,
             split=images.split,
             description=description,
@@ -162,16 +179,33 @@ def figures(result: Result) -> dict[str, Any]:
     return accuracy.to_values(result) if isinstance(result, Accuracy) else asdict(result)
 
 
+def _whole_square(size: int) -> kapps.EvalTransform:
+    """Of what is no run."""
+    return kapps.EvalTransform(size, 1.0, "bilinear")
+
+
+def _cropped(transform: kapps.EvalTransform, images: Split) -> kapps.EvalTransform:
+    return transform if images.crop is None else replace(transform, crop=images.crop)
+
+
 def _evaluate(
-    model: keras.Model, dataset: data.Dataset, images: Split, image_size: int, crop: float
+    model: keras.Model,
+    dataset: data.Dataset,
+    images: Split,
+    transform: kapps.EvalTransform,
+    report: str | None,
 ) -> NetworkAccuracy:
-    result = training.evaluate(
-        model,
-        dataset.split(images.split),
-        image_size=image_size,
-        crop=crop,
-        batch_size=images.batch_size,
-    )
+    transform = _cropped(transform, images)
+    result: runs.Evaluation | class_figures.Scores
+    if report is None:
+        result = training.evaluate(
+            model,
+            dataset.split(images.split),
+            transform=transform,
+            batch_size=images.batch_size,
+        )
+    else:
+        result = _report(model, dataset, images, transform, report)
     return NetworkAccuracy(
         model.name,
         dataset.name,
@@ -181,3 +215,49 @@ def _evaluate(
         result.loss,
         result.images,
     )
+
+
+def _report(
+    model: keras.Model,
+    dataset: data.Dataset,
+    images: Split,
+    transform: kapps.EvalTransform,
+    folder: str,
+) -> class_figures.Scores:
+    """Evaluates image by image, and writes what comes of it to the folder."""
+    chosen = dataset.split(images.split)
+    loader = pipeline.Loader(chosen, pipeline.EvaluationPixels(transform))
+    order = pipeline.evaluation_order(len(chosen), min(images.batch_size, max(len(chosen), 1)))
+    probabilities, labels = _predictions(model, loader.batches(order), len(chosen))
+    shown = np.flatnonzero(labels != pipeline.PADDING)
+    probabilities, labels = probabilities[shown], labels[shown]
+    evaluation_report.report(
+        probabilities,
+        labels,
+        dataset.class_names,
+        lambda place: Image.fromarray(transform(data.images.read(chosen[int(shown[place])][0]))),
+        lambda place: _name(chosen, int(shown[place])),
+        folder,
+        title=f"{model.name} on {dataset.name}, {images.split} split",
+    )
+    return class_figures.scores(probabilities, labels)
+
+
+def _predictions(
+    model: keras.Model, batches: Iterable[tuple[np.ndarray, np.ndarray]], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the model gives each place, (n, classes), and the labels, (n,)."""
+    infer = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32))
+    outputs = [np.zeros((0, model.output_shape[-1]), np.float32)]
+    truths = [np.zeros(0, np.int64)]
+    with progress_bar(count, "image", "evaluating") as bar:
+        for images, labels in batches:
+            outputs.append(infer(images).numpy())
+            truths.append(labels)
+            bar.update(int((labels != pipeline.PADDING).sum()))
+    return np.concatenate(outputs), np.concatenate(truths)
+
+
+def _name(source: data.Source, index: int) -> str:
+    """What an image is called, where it has a name, and else its place in the split."""
+    return str(getattr(source[index][0], "name", f"image {index}"))

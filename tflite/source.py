@@ -28,8 +28,8 @@ class Model:
     dataset: str | None
     """What it was trained on, if it is of a run."""
     data_dir: str | None
-    image_size: int
-    crop: float
+    transform: kapps.EvalTransform
+    """What makes a picture the model's input."""
 
 
 def load_model(
@@ -77,19 +77,19 @@ def load_model(
             Path(workdir) / "weights.safetensors",
             run.dataset,
             run.data_dir,
-            run.image_size,
-            run.crop,
+            run.transform,
         )
     if saved is not None:
         model = keras_file.load(saved)
         height, width = image_shape(model)[:2]
         if height != width:
             raise InputError(f"{saved} takes {height} x {width} pixels: expected a square")
-        return Model(model, names, Path(saved), None, None, height, 1.0)
+        transform = kapps.EvalTransform(height, 1.0, "bilinear")
+        return Model(model, names, Path(saved), None, None, transform)
     if name is None:
         raise InputError("--model must be given with --weights; --help lists the flags")
     assert weights is not None
-    model, size = build(
+    model = build(
         name,
         weights,
         classes or len(names or ()) or None,
@@ -99,7 +99,16 @@ def load_model(
     )
     # A file that was loaded has a suffix, and a tag has none.
     source = Path(weights) if Path(weights).suffix else model.kapps_weights
-    return Model(model, names, source, None, None, size, 1.0)
+    return Model(model, names, source, None, None, evaluation_transform(model))
+
+
+def evaluation_transform(model: keras.Model) -> kapps.EvalTransform:
+    """As the weights were published, or else the network's default ones; or the whole square."""
+    size = model.input_shape[1]
+    try:
+        return kapps.eval_transform(model)
+    except InputError:  # nobody has published any
+        return kapps.EvalTransform(size, 1.0, "bilinear")
 
 
 def build(
@@ -110,8 +119,8 @@ def build(
     arguments: str | None,
     image_size: int | None,
     remedy: str,
-) -> tuple[keras.Model, int]:
-    """A network with weights that are all there, and height and width of its input in pixels.
+) -> keras.Model:
+    """A network with weights that are all there.
 
     Args:
         name: of the network.
@@ -128,10 +137,9 @@ def build(
     size = builder.input_shape[0] if image_size is None else image_size
     shape = (size, size, 3)
     with runs.no_random_classifier(remedy):
-        model = build_network(
+        return build_network(
             builder, arguments, input_shape=shape, classes=classes, weights=weights
         )
-    return model, size
 
 
 def read_labels(path: str) -> tuple[str, ...]:
@@ -164,19 +172,17 @@ def load_images(
     Raises:
         InputError: there is no such data set, or an image in it cannot be read.
     """
-    return draw_images(
-        name, split, count, source.image_size, source.crop, data_dir or source.data_dir
-    )
+    return draw_images(name, split, count, source.transform, data_dir or source.data_dir)
 
 
 def draw_images(
-    name: str, split: str, count: int, image_size: int, crop: float, data_dir: str | None
+    name: str, split: str, count: int, transform: kapps.EvalTransform, data_dir: str | None
 ) -> np.ndarray:
-    """The same for images of this height and width, pixels, of which `crop` is kept."""
+    """The same for a transform of its own."""
     images = _flat(name) or data.load(name, data_dir).split(split)
     # By chance, always the same: sources are sorted by class, or take classes in turn.
     chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
-    return pipeline.images(data.Subset(images, chosen), image_size, crop)[0]
+    return pipeline.images(data.Subset(images, chosen), transform)[0]
 
 
 def _flat(name: str) -> data.FileSource | None:

@@ -30,11 +30,13 @@ from kapps._files import sha256
 from kapps.tflite import tuning
 from kapps.tflite.conversion import convert
 from kapps.tflite.interpreter import Runner
-from kapps.tools import data, pipeline, runs, training
+from kapps.tools import data, layers, pipeline, runs, training
 from kapps.tools.checkpoints import Checkpoints
+from kapps.tools.distribution import make_devices
 from kapps.tools.json_files import write_json
-from kapps.tools.optimization import Schedule, choose_optimizer, without_decay
-from kapps.tools.recipes import Recipe, get_recipe
+from kapps.tools.metrics import Metrics
+from kapps.tools.recipe import Recipe
+from kapps.tools.recipes import get_recipe
 
 _PHASES = ("prune", "cluster", "quantize_aware")
 _EPOCHS = 5
@@ -135,15 +137,16 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
         data_dir=run.data_dir if config.data_dir is None else config.data_dir,
     )
     start = json.loads((Path(config.init_from) / "config.json").read_text())  # checked above
-    recipe = _recipe(config, start)
+    recipe = _recipe(config, start, run.transform)
     rate = config.learning_rate
+    dataset = data.load(run.dataset, run.data_dir, nested=run.nested)
+    recipe = recipe.for_images(len(dataset.train))
     gentle = {
         phase: dataclasses.replace(
             recipe, learning_rate=_RATES[phase] * recipe.learning_rate if rate is None else rate
         )
         for phase in phases
     }
-    dataset = data.load(run.dataset, run.data_dir)
     if dataset.class_names != run.class_names:
         raise InputError(f"the run in {config.init_from} knows other classes than {run.dataset!r}")
     settings = {
@@ -165,15 +168,13 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
     write_json(workdir / "config.json", settings)
 
     def top1(model: Any) -> float:
-        return training.evaluate(
-            model, dataset.validation, image_size=run.image_size, crop=run.crop
-        ).top1
+        return training.evaluate(model, dataset.validation, transform=run.transform).top1
 
     model, history = run.model, []
     before = top1(model)
     for phase in phases:
         keras.utils.set_random_seed(config.seed)  # where clusters start
-        steps = len(dataset.train) // recipe.batch_size * recipe.epochs
+        steps = len(dataset.train) // (recipe.batch_size or 1) * recipe.epochs
         tuned = _tuned(phase, config, model, steps)
         history += _train(tuned, phase, gentle[phase], dataset, config.seed, workdir, progress)
         model = tuning.restore(tuned, model)
@@ -195,7 +196,7 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
     return result
 
 
-def _recipe(config: TuneConfig, start: dict[str, Any]) -> Recipe:
+def _recipe(config: TuneConfig, start: dict[str, Any], transform: kapps.EvalTransform) -> Recipe:
     """The recipe to tune by: that of the run, or the one that is asked for, made short."""
     if config.recipe is not None:
         base = get_recipe(config.recipe)
@@ -207,8 +208,15 @@ def _recipe(config: TuneConfig, start: dict[str, Any]) -> Recipe:
         base,
         batch_size=base.batch_size if config.batch_size is None else config.batch_size,
         epochs=_EPOCHS if config.epochs is None else config.epochs,
-        image_size=int(start["image_size"]),
+        image_size=transform.size,
+        eval_size=None,
+        crop=transform.crop,
+        interpolation=transform.interpolation,
         warmup_epochs=0.0,
+        average=None,
+        clip_adaptive=None,
+        stages=1,
+        start=(),
         stop_at=None,
     )
 
@@ -253,63 +261,33 @@ def _train(
             if isinstance(layer, tf_keras.layers.BatchNormalization):
                 layer.momentum = recipe.bn_momentum
     logits = tuning.logits(tuned)
-    optimizer = _optimizer(
-        recipe, len(dataset.train) // recipe.batch_size, logits.trainable_variables
-    )
-    strategy = tf.distribute.get_strategy()
+    schedule = training.make_schedule(recipe, len(dataset.train) // (recipe.batch_size or 1))
+    optimizer = training.make_recipe_optimizer(recipe, schedule, logits.trainable_variables)
+    devices = make_devices("none")
     checkpoints = Checkpoints(
-        workdir / "checkpoints" / phase, strategy, _named(tuned), _named(optimizer)
+        workdir / "checkpoints" / phase,
+        devices,
+        {
+            "model": _by_place(tuned.variables),
+            "optimizer": _by_place([variable.value for variable in optimizer.variables]),
+        },
     )
     checkpoints.restore()
-    loop = training.Loop(strategy, logits, optimizer, recipe, dataset, seed)
-    scalars = workdir / "tensorboard" / phase
-    training.run_epochs(loop, checkpoints, scalars, f"{tuned.name} {phase}", progress)
+    clock = layers.Clock(optimizer, recipe.accumulate)
+    loop = training.Loop(devices, logits, optimizer, clock, recipe, dataset, seed)
+    training.run_epochs(
+        loop,
+        checkpoints,
+        Metrics(workdir, True, phase),
+        title=f"{tuned.name} {phase}",
+        show=progress,
+    )
     return [{"phase": phase, **row} for row in checkpoints.state.history]
 
 
-class _Rate(tf_keras.optimizers.schedules.LearningRateSchedule):
-    """The trainer's schedule, as tf_keras wants it."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-
-    def __call__(self, step: Any) -> Any:
-        return self.schedule(step)
-
-    def get_config(self) -> dict[str, Any]:
-        return {}
-
-
-def _optimizer(recipe: Recipe, steps_per_epoch: int, variables: Sequence[tf.Variable]) -> Any:
-    """The recipe's optimizer, as the trainer's, in tf_keras."""
-    rate = _Rate(Schedule(recipe, steps_per_epoch))
-    optimizer = choose_optimizer(recipe, rate, tf_keras.optimizers)
-    optimizer.exclude_from_weight_decay(var_list=without_decay(variables))
-    optimizer.build(variables)
-    return optimizer
-
-
-@dataclasses.dataclass(frozen=True)
-class _Variable:
-    path: str
-    name: str
-    value: tf.Variable
-
-
-@dataclasses.dataclass(frozen=True)
-class _Named:
-    """Variables of tf_keras as `Checkpoints` takes those of Keras 3: with a path."""
-
-    name: str
-    variables: list[_Variable]
-
-
-def _named(owner: Any) -> Any:
-    """By position: names are not unique, and depend on what else the process has built."""
-    variables = owner.variables() if callable(owner.variables) else owner.variables
-    return _Named(
-        "tuned", [_Variable(str(i), str(i), variable) for i, variable in enumerate(variables)]
-    )
+def _by_place(variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
+    """Their names are not unique, and depend on what else the process has built."""
+    return {str(i): variable for i, variable in enumerate(variables)}
 
 
 def _write_file(
@@ -320,7 +298,7 @@ def _write_file(
     # A source may be sorted by class, and too large to be held whole.
     order = np.random.default_rng(0).permutation(len(images))
     shares = [data.Subset(images, np.sort(s)) for s in np.split(order, range(256, len(order), 256))]
-    checked, _ = pipeline.images(shares[0], run.image_size, run.crop)
+    checked, _ = pipeline.images(shares[0], run.transform)
     conversion = convert(
         tuned,
         path,
@@ -334,6 +312,6 @@ def _write_file(
         raise InputError(f"{path} computes in float: {', '.join(conversion.float_operations)}")
     runner, hits = Runner(path), 0
     for share in shares:
-        pixels, labels = pipeline.images(share, run.image_size, run.crop)
+        pixels, labels = pipeline.images(share, run.transform)
         hits += int((runner.predict(pixels).argmax(axis=1) == labels).sum())
     return hits / len(images)

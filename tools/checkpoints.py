@@ -1,4 +1,4 @@
-"""Saving a run after each epoch, and going on from there."""
+"""Saving a run as it goes, and going on from there."""
 
 from __future__ import annotations
 
@@ -7,30 +7,41 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kapps._errors import InputError
-from kapps.tools.distribution import is_chief
-
-_KEPT = 3
+from kapps.tools.distribution import Devices
 
 
 @dataclasses.dataclass(eq=False)
 class State(tf.train.experimental.PythonState):
     """What a run has to remember beside its variables."""
 
-    epoch: int = 0
-    """Finished epochs."""
+    step: int = 0
+    """Finished steps: with the recipe they tell the epoch, and the place in it."""
+    sums: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0])
+    """Of the steps of the epoch that was begun: loss and hits."""
     good_epochs: int = 0
     """How many epochs in a row have reached the recipe's `stop_at`."""
+    best_top1: float = -1.0
+    """Of the validation images, of all epochs."""
+    plateau: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of the schedule of that name."""
     validation: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The last `Evaluation`."""
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     """An entry for each epoch."""
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
 
     def serialize(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -41,38 +52,46 @@ class State(tf.train.experimental.PythonState):
 
 
 class Checkpoints:
-    """The last epochs of a run on disk: all variables of model and optimizer, and the state.
+    """The last states of a run on disk: all variables of model and optimizer, and the state.
 
     TensorFlow's CheckpointManager writes them: the one writer of several that lost nothing when it
     was killed in mid-write. Which one is the last is read from the files themselves and not from
     the manager's record, so that a user can delete a damaged one.
+
+    Args:
+        folder: of the files, which are numbered by step.
+        devices: of the run.
+        variables: groups of them, by name; see `by_path`.
+        kept: how many last ones stay.
     """
 
     def __init__(
         self,
         folder: Path,
-        strategy: tf.distribute.Strategy,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
+        devices: Devices,
+        variables: Mapping[str, Mapping[str, tf.Variable]],
+        kept: int = 3,
     ) -> None:
         self.state = State()
-        self._folder, self._strategy = folder, strategy
+        self.folder, self._devices, self._kept = folder, devices, kept
         self._checkpoint = tf.train.Checkpoint(
-            state=self.state,
-            model=_by_path(model.variables, model.name),
-            optimizer=_by_path(optimizer.variables, optimizer.name),
+            state=self.state, **{name: dict(group) for name, group in variables.items() if group}
         )
-        self._chief = is_chief(strategy)
+
+    @property
+    def last(self) -> int | None:
+        """The step of the last one on disk."""
+        return max(self._steps(), default=None)
 
     def restore(self) -> None:
-        """Takes up the last epoch that was saved, if there is one.
+        """Takes up the last state that was saved, if there is one.
 
         Raises:
             InputError: its files are damaged; or the workers see different ones.
         """
-        last = max(self._epochs(), default=None)
+        last = self.last
         if last is not None:
-            prefix = self._folder / f"ckpt-{last}"
+            prefix = self.folder / f"ckpt-{last}"
             try:
                 status = self._checkpoint.restore(str(prefix))
                 try:
@@ -81,17 +100,11 @@ class Checkpoints:
                     status.expect_partial()  # else TensorFlow adds a page of warnings
             except Exception as error:  # TensorFlow's readers raise half a dozen kinds
                 raise self._damaged(prefix, error) from error
-
-        @tf.function
-        def sum_of_epochs() -> tf.Tensor:
-            epochs = self._strategy.run(lambda: tf.constant(self.state.epoch))
-            return self._strategy.reduce("SUM", epochs, axis=None)
-
-        total = int(sum_of_epochs())
-        if total != self.state.epoch * self._strategy.num_replicas_in_sync:
+        steps = self._devices.gathered(np.array(self.state.step))
+        if len(set(steps.tolist())) > 1:
             raise InputError(
-                f"the workers do not see the same checkpoints: {self._folder} ends with epoch "
-                f"{self.state.epoch} here; --workdir must be a folder that all workers share"
+                f"the workers do not see the same checkpoints: {self.folder} ends with step "
+                f"{self.state.step} here; --workdir must be a folder that all workers share"
             )
 
     def save(self) -> None:
@@ -101,45 +114,50 @@ class Checkpoints:
             InputError: they cannot be written; the earlier ones are untouched.
         """
         # All workers take part in saving, but only the chief's files are to last.
-        folder = self._folder if self._chief else Path(tempfile.mkdtemp(prefix="kapps-"))
+        chief = self._devices.is_chief
+        folder = self.folder if chief else Path(tempfile.mkdtemp(prefix="kapps-"))
         try:
-            if self._chief:
+            if chief:
                 folder.mkdir(parents=True, exist_ok=True)
                 for leftover in folder.glob("ckpt-*_temp"):  # of a run that was killed in here
                     shutil.rmtree(leftover, ignore_errors=True)
             manager = tf.train.CheckpointManager(
-                self._checkpoint, str(folder), max_to_keep=_KEPT, checkpoint_name="ckpt"
+                self._checkpoint, str(folder), max_to_keep=self._kept, checkpoint_name="ckpt"
             )
-            manager.save(checkpoint_number=self.state.epoch)
+            manager.save(checkpoint_number=self.state.step)
         except (tf.errors.OpError, OSError) as error:
             raise InputError(
-                f"cannot write a checkpoint to {folder}: {_first_line(error)}; make room there, "
-                "and run the same command again"
+                f"cannot write a checkpoint to {folder}: {reason(error)}; make room there, and run "
+                "the same command again"
             ) from error
         finally:
-            if not self._chief:
+            if not chief:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _epochs(self) -> list[int]:
-        names = (path.name for path in self._folder.glob("ckpt-*.index"))
+    def _steps(self) -> list[int]:
+        names = (path.name for path in self.folder.glob("ckpt-*.index"))
         return [
             int(match[1]) for name in names if (match := re.fullmatch(r"ckpt-(\d+).index", name))
         ]
 
     def _damaged(self, prefix: Path, error: Exception) -> InputError:
-        earlier = sorted(self._epochs())[:-1]
-        fallback = f"epoch {earlier[-1]}" if earlier else "the start"
+        earlier = sorted(self._steps())[:-1]
+        fallback = f"step {earlier[-1]}" if earlier else "the start"
         return InputError(
-            f"checkpoint {prefix} is damaged ({_first_line(error)}); delete {prefix}.* to go on "
-            f"from {fallback}, or choose another --workdir"
+            f"checkpoint {prefix} is damaged ({reason(error)}); delete {prefix}.* to go on from "
+            f"{fallback}, or choose another --workdir"
         )
 
 
-def _by_path(variables: list[keras.Variable], owner: str) -> dict[str, tf.Variable]:
+def by_path(variables: list[keras.Variable], owner: str) -> dict[str, tf.Variable]:
     """The variables by names that do not depend on what else this process has built.
 
     Keras counts optimizers and seed generators through ("adam_w_1"). The generators' states are
     left out: what is random in training depends on the step alone.
+
+    Args:
+        variables: of a model or an optimizer.
+        owner: its name.
     """
     named = {
         variable.path.removeprefix(f"{owner}/"): variable.value
@@ -150,6 +168,11 @@ def _by_path(variables: list[keras.Variable], owner: str) -> dict[str, tf.Variab
     return named
 
 
-def _first_line(error: Exception) -> str:
+_CAUSES = ("No space left on device", "Disk quota exceeded", "Permission denied", "Read-only")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a few words: TensorFlow puts long paths and codes before the cause."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    known = next((cause for cause in _CAUSES if cause in text), None)
+    return known or text.splitlines()[0][:200]

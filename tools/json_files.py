@@ -14,7 +14,7 @@ from kapps._files import atomic_write
 
 def to_json(values: Any) -> str:
     """The values as text; null stands for the numbers that JSON does not have (infinity, NaN)."""
-    return json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(values), indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
@@ -46,9 +46,10 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any] | Non
     return values
 
 
-def _finite(values: Any) -> Any:
+def finite(values: Any) -> Any:
+    """The values with None for the numbers that JSON does not have."""
     if isinstance(values, dict):
-        return {name: _finite(value) for name, value in values.items()}
+        return {name: finite(value) for name, value in values.items()}
     if isinstance(values, (list, tuple)):
-        return [_finite(value) for value in values]
+        return [finite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values

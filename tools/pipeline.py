@@ -1,29 +1,58 @@
 """Which image comes when, and how it reaches the network.
 
-The order is a function of (seed, epoch, step) and the augmentation one of (seed, epoch, index):
-nothing has to be remembered to resume anywhere, and any number of workers see the same images.
+The order is a function of (seed, epoch, step) and the augmentation one of (seed, epoch, place of
+the image): nothing has to be remembered to resume anywhere, and any number of workers see the same
+images. Pictures are read and augmented by threads of this process, whose work is Pillow's and
+TensorFlow's, outside of Python's lock.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from PIL import Image
 
 from kapps._errors import InputError
+from kapps.tools import augment
 from kapps.tools.data import Source
+from kapps.tools.data import images as pictures
+from kapps.tools.recipe import Recipe
+from kapps.transform import EvalTransform
 
 PADDING = -1
 """The index, and the label, of a place in the last batch that no image fills."""
 
+Batch = tuple[np.ndarray, np.ndarray]
+"""Images, uint8 (n, size, size, 3) in 0..255, and labels, int64 (n,)."""
 
-def training_order(seed: int, epoch: int, images: int, batch_size: int) -> np.ndarray:
-    """The images of an epoch by step: (steps, batch_size) indices, without the remainder."""
+Transform = Callable[[Any, np.random.Generator], np.ndarray]
+"""A picture of a source to the uint8 pixels (size, size, 3) that the network takes."""
+
+
+def training_order(
+    seed: int, epoch: int, images: int, batch_size: int, repeats: int = 1
+) -> np.ndarray:
+    """The images of an epoch by step: (steps, batch_size) places, without the remainder.
+
+    A place is the index of an image plus `images` times the number of the repetition, from 0: each
+    repetition is augmented by itself (Hoffer et al. 2020, "Augment your batch"). An epoch has as
+    many steps with repetitions as without, and so shows fewer images.
+    """
     steps = images // batch_size
     order = np.random.default_rng([seed, epoch]).permutation(images)
-    return order[: steps * batch_size].reshape(steps, batch_size)
+    if repeats == 1:
+        return order[: steps * batch_size].reshape(steps, batch_size)
+    # Blocks of different images, one a repetition: the neighbours that mixup mixes differ.
+    distinct = -(-batch_size // repeats)
+    blocks = order[: steps * distinct].reshape(steps, 1, distinct)
+    places = blocks + images * np.arange(repeats)[None, :, None]
+    return places.reshape(steps, distinct * repeats)[:, :batch_size]
 
 
 def evaluation_order(images: int, batch_size: int) -> np.ndarray:
@@ -34,149 +63,247 @@ def evaluation_order(images: int, batch_size: int) -> np.ndarray:
     return order.reshape(steps, batch_size)
 
 
-def worker_share(order: np.ndarray, worker: int, workers: int, replicas: int) -> np.ndarray:
-    """What one worker reads of (steps, batch_size) indices: a row for each of its replicas a step.
+def worker_share(order: np.ndarray, replicas: int, first: int, count: int) -> np.ndarray:
+    """What one worker reads of (steps, batch_size) places.
 
     Replica r of R takes the r-th of R equal parts of each step, and the replicas are numbered
     through the workers, so that all of them together read the whole.
 
+    Args:
+        order: (steps, batch_size) places.
+        replicas: of all workers.
+        first: the number of this worker's first replica.
+        count: of this worker's replicas.
+
     Returns:
-        (steps * replicas / workers, batch_size / replicas) indices.
+        (steps, count * batch_size / replicas) places.
     """
-    steps, batch_size = order.shape
+    batch_size = order.shape[1]
     if batch_size % replicas:
         raise InputError(
             f"a batch of {batch_size} images cannot be divided among {replicas} replicas; choose a "
             f"--batch_size that is a multiple of {replicas}"
         )
-    share = order.reshape(steps, workers, replicas // workers, batch_size // replicas)
-    return share[:, worker].reshape(-1, batch_size // replicas)
+    each = batch_size // replicas
+    return order[:, first * each : (first + count) * each]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationPixels:
+    """What evaluation does to a picture: the pixels of timm's and torchvision's."""
+
+    transform: EvalTransform
+
+    @property
+    def size(self) -> int:
+        return self.transform.size
+
+    def __call__(self, picture: Any, random: np.random.Generator) -> np.ndarray:
+        return self.transform(pictures.read(picture))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPixels:
+    """What training does to a picture, by the recipe."""
+
+    recipe: Recipe
+    size: int
+    fill: tuple[int, int, int] = (124, 116, 104)
+    """RGB of what is padded and erased, 0..255: the mean that the network subtracts."""
+    deviation: tuple[float, float, float] = (58.4, 57.1, 57.4)
+    """Of the noise that erases, of 0..255: what the network divides by."""
+
+    def __call__(self, picture: Any, random: np.random.Generator) -> np.ndarray:
+        image = augment.flip(self._part(picture, random), random, self.recipe.flip)
+        image = self._recoloured(self._by_policy(image, random), random)
+        pixels = np.asarray(image)
+        if self.recipe.cutout:
+            pixels = augment.cutout(pixels, random, self.recipe.cutout, self.fill)
+        if self.recipe.erasing:
+            pixels = augment.random_erasing(
+                pixels, random, self.recipe.erasing, mean=self.fill, std=self.deviation
+            )
+        return pixels
+
+    def _part(self, picture: Any, random: np.random.Generator) -> Image.Image:
+        recipe, size = self.recipe, self.size
+        if recipe.train_crop in ("none", "shift"):
+            whole = EvalTransform(size, recipe.crop or 1.0, recipe.interpolation or "bilinear")
+            image = Image.fromarray(whole(pictures.read(picture)))
+            if recipe.train_crop == "shift":
+                image = augment.pad_shift(image, random, recipe.pad, fill=self.fill)
+            return image
+
+        def box(width: int, height: int) -> tuple[float, float, float, float]:
+            if recipe.train_crop == "scale":
+                low, high = (round(s * size) for s in recipe.scales)
+                return augment.scale_jitter_box(random, width, height, size, low, high)
+            aspect = (1 / recipe.crop_aspect, recipe.crop_aspect)
+            return augment.crop_box(random, width, height, (recipe.crop_area, 1.0), aspect)
+
+        return pictures.read_part(picture, box, (size, size))
+
+    def _by_policy(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
+        recipe = self.recipe
+        kind, _, detail = recipe.policy.partition("-")
+        if kind == "autoaugment":
+            return augment.auto_augment(image, random, detail, fill=self.fill)
+        if kind == "randaugment":
+            increasing = detail == "increasing"
+            return augment.rand_augment(
+                image,
+                random,
+                recipe.policy_operations,
+                recipe.policy_magnitude,
+                magnitude_std=recipe.policy_deviation,
+                probability=0.5 if increasing else 1.0,
+                increasing=increasing,
+                fill=self.fill,
+            )
+        if kind == "trivialaugment":
+            return augment.trivial_augment_wide(image, random, fill=self.fill)
+        return image
+
+    def _recoloured(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
+        recipe = self.recipe
+        strengths = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+        if any(strengths):
+            image = augment.color_jitter(image, random, *strengths)
+        if recipe.lighting:
+            image = augment.lighting(image, random, recipe.lighting)
+        return image
+
+
+class BadImages:
+    """What to do about pictures that cannot be read: one for all loaders of a run.
+
+    Args:
+        skip: whether to go on without them; else the first one ends the run.
+        share: the largest share of a source that may be skipped.
+    """
+
+    def __init__(self, skip: bool = False, share: float = 0.01) -> None:
+        self._skip, self._share = skip, share
+        self.names: dict[str, str] = {}
+        """Of those that were skipped: what was wrong."""
+
+    def note(self, error: pictures.BadImage, images: int) -> None:
+        """Takes account of one.
+
+        Raises:
+            InputError: it may not be skipped, or is one too many of `images`.
+        """
+        if not self._skip:
+            raise error
+        self.names[error.name] = str(error)
+        if len(self.names) > self._share * images:
+            first, *rest = self.names.values()
+            raise InputError(
+                f"{len(self.names)} images of {images} cannot be read, more than "
+                f"--max_bad_images={self._share:g}: {first}"
+                + (f", and {len(rest)} more" * bool(rest))
+            ) from error
 
 
 class Loader:
-    """Reads images of a source and fits them to a network's input."""
+    """Reads pictures of a source and makes them the network's input, by threads."""
 
     def __init__(
         self,
         source: Source,
-        image_size: int,
-        crop: float = 1.0,
-        augment: str = "none",
-        crop_area: float = 0.08,
+        transform: Transform,
+        *,
+        threads: int | None = None,
+        bad: BadImages | None = None,
+        replace: bool = False,
     ) -> None:
-        """The arguments but the source are those of a `Recipe`."""
-        self._source, self._size, self._crop = source, image_size, crop
-        self._augment, self._crop_area = augment, crop_area
-        self._error: InputError | None = None  # what the source raised while TensorFlow was reading
-
-    def batches(self, order: np.ndarray, seed: int = 0, epoch: int = 0) -> tf.data.Dataset:
-        """Reads rows of indices, in order.
+        """Prepares to read.
 
         Args:
-            order: (batches, batch size) indices.
-            seed, epoch: what augmentation depends on, beside the index.
-
-        Returns:
-            Pairs of images, uint8 (batch size, size, size, 3), and labels, int64 (batch size,).
+            source: the pictures.
+            transform: what becomes of each.
+            threads: that read; by default one a core.
+            bad: what to do about those that cannot be read; by default they are errors.
+            replace: whether the next one of the source stands in for one that is skipped, as
+                training wants it; else its place counts as `PADDING`.
         """
-        mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1
-        key = tf.constant(np.int64(mixed))
+        self._source, self._transform = source, transform
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._bad, self._replace = bad or BadImages(), replace
 
-        def example(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            image, label = tf.numpy_function(self._read, [index], (tf.uint8, tf.int64))
-            image.set_shape((None, None, 3))
-            label.set_shape(())
-            if self._augment == "none":
-                return _fit(image, self._size, self._crop), label
-            image = _random_crop(image, self._size, self._crop_area, (key, 2 * index))
-            if self._augment == "crop_flip":
-                seed = (key, 2 * index + 1)
-                image = tf.image.stateless_random_flip_left_right(image, seed)
-            return image, label
+    def batches(
+        self, order: np.ndarray, seed: int = 0, epoch: int = 0
+    ) -> Generator[Batch, None, None]:
+        """Reads rows of places, in order, a few of them ahead.
 
-        return (
-            tf.data.Dataset.from_tensor_slices(order.reshape(-1).astype(np.int64))
-            .map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .batch(order.shape[1], drop_remainder=True)
-            .prefetch(tf.data.AUTOTUNE)
-        )
+        Args:
+            order: (batches, batch size) places: indices, or as of `training_order`.
+            seed, epoch: what augmentation depends on, beside the place.
 
-    @contextlib.contextmanager
-    def named_errors(self) -> Iterator[None]:
-        """To iterate in: turns what TensorFlow makes of a bad image back into what names it."""
+        Raises:
+            InputError: a picture cannot be read.
+        """
+        waiting: collections.deque[tuple[Batch, list[Future[None]]]] = collections.deque()
+        executor = ThreadPoolExecutor(self._threads, thread_name_prefix="kapps-read")
         try:
-            yield
-        except tf.errors.OpError:
-            if self._error is not None:
-                raise self._error from None
-            raise
+            for row in order:
+                waiting.append(self._begin(executor, row, (seed, epoch)))
+                if len(waiting) > _AHEAD:
+                    yield _finish(*waiting.popleft())
+            while waiting:
+                yield _finish(*waiting.popleft())
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, index: np.int64) -> tuple[np.ndarray, np.int64]:
-        if index == PADDING:
-            return np.zeros((1, 1, 3), np.uint8), np.int64(PADDING)
-        try:
-            image, label = self._source[int(index)]
-        except InputError as error:
-            self._error = error
-            raise
-        return image, np.int64(label)
+    def _begin(
+        self, executor: ThreadPoolExecutor, row: np.ndarray, key: tuple[int, int]
+    ) -> tuple[Batch, list[Future[None]]]:
+        size = self._transform.size  # type: ignore[attr-defined]
+        batch = np.zeros((len(row), size, size, 3), np.uint8), np.full(len(row), PADDING, np.int64)
+
+        def fill(part: range) -> None:
+            for i in part:
+                if row[i] != PADDING:
+                    self._read(int(row[i]), key, batch, i)
+
+        parts = [range(i, min(i + _TOGETHER, len(row))) for i in range(0, len(row), _TOGETHER)]
+        return batch, [executor.submit(fill, part) for part in parts]
+
+    def _read(self, place: int, key: tuple[int, int], batch: Batch, i: int) -> None:
+        images = len(self._source)
+        index = place % images
+        random = np.random.default_rng((*key, place))
+        for attempt in range(images if self._replace else 1):
+            try:
+                picture, label = self._source[(index + attempt) % images]
+                batch[0][i] = self._transform(picture, random)
+            except pictures.BadImage as error:
+                self._bad.note(error, images)
+                continue
+            batch[1][i] = label
+            return
 
 
-def images(source: Source, image_size: int, crop: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """A whole split in memory, as validation sees it.
+_AHEAD = 2  # batches
+_TOGETHER = 8  # images a task: a hundredth of a millisecond each is enough
+
+
+def _finish(batch: Batch, futures: list[Future[None]]) -> Batch:
+    for future in futures:
+        future.result()
+    return batch
+
+
+def images(source: Source, transform: EvalTransform) -> Batch:
+    """A whole split in memory, as evaluation sees it.
 
     Returns:
-        Images, uint8 (n, image_size, image_size, 3) in 0..255, and labels, int64 (n,).
+        Images, uint8 (n, size, size, 3) in 0..255, and labels, int64 (n,).
     """
-    loader = Loader(source, image_size, crop)
-    with loader.named_errors():
-        pairs = list(loader.batches(np.arange(len(source))[:, None]).as_numpy_iterator())
-    if not pairs:
-        return np.zeros((0, image_size, image_size, 3), np.uint8), np.zeros(0, np.int64)
-    return tuple(np.concatenate(parts) for parts in zip(*pairs, strict=True))  # type: ignore[return-value]
-
-
-def _fit(image: tf.Tensor, size: int, crop: float) -> tf.Tensor:
-    """The central square, `crop` of the shorter side, at the wanted size."""
-    height, width = tf.unstack(tf.shape(image)[:2])
-    side = tf.cast(tf.round(crop * tf.cast(tf.minimum(height, width), tf.float32)), tf.int32)
-    side = tf.maximum(side, 1)
-    return _resize(
-        tf.image.crop_to_bounding_box(image, (height - side) // 2, (width - side) // 2, side, side),
-        size,
-    )
-
-
-_ASPECT = 4 / 3  # the most of a random part's longer side to its shorter one
-
-
-def _random_crop(
-    image: tf.Tensor, size: int, area: float, seed: tuple[tf.Tensor, tf.Tensor]
-) -> tf.Tensor:
-    """A random part, from `area` to the whole of the image's area, 3:4 to 4:3, resized.
-
-    Szegedy et al. 2015, "Going Deeper with Convolutions", section 6. Of a strip in which no such
-    part is found, the central one of the nearest aspect, as torchvision's RandomResizedCrop.
-    """
-    start, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
-        bounding_boxes=tf.zeros((1, 0, 4)),
-        seed=seed,
-        aspect_ratio_range=(1 / _ASPECT, _ASPECT),
-        area_range=(area, 1.0),
-        max_attempts=10,
-        use_image_if_no_bounding_boxes=True,
-    )
-    whole, start, extent = tf.shape(image)[:2], start[:2], extent[:2]
-    longest = tf.cast(tf.round(_ASPECT * tf.cast(whole[::-1], tf.float32)), tf.int32)
-    nearest = tf.minimum(whole, longest)
-    found = tf.reduce_any(extent != whole)  # where none is, TensorFlow takes the whole image
-    start = tf.where(found, start, (whole - nearest) // 2)
-    extent = tf.where(found, extent, nearest)
-    return _resize(tf.slice(image, [*tf.unstack(start), 0], [*tf.unstack(extent), 3]), size)
-
-
-def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Bilinear, with antialiasing where it shrinks; uint8 in and out."""
-    resized = tf.image.resize(image, (size, size), antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    loader = Loader(source, EvaluationPixels(transform))
+    batches = list(loader.batches(evaluation_order(len(source), min(256, max(len(source), 1)))))
+    if not batches:
+        size = transform.size
+        return np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int64)
+    pixels, labels = (np.concatenate(parts)[: len(source)] for parts in zip(*batches, strict=True))
+    return pixels, labels

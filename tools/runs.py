@@ -2,9 +2,12 @@
 
 config.json           what the run was started with; a setting that is missing there is newer than
                       the file, and has its default
-checkpoints/          the last three epochs: kapps.tools.checkpoints
-tensorboard/          scalars by epoch
-weights.safetensors   the weights after the last epoch
+checkpoints/          the last states: kapps.tools.checkpoints
+metrics.jsonl         figures by step and by epoch, a JSON object a line
+tensorboard/          the same, and images, for TensorBoard
+best.safetensors      the weights of the epoch with the highest validation accuracy
+weights.safetensors   the weights after the last epoch; their average, if the recipe has one
+last.safetensors      only then: the weights themselves
 result.json           accuracy on the validation images, and the history
 """
 
@@ -12,10 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,24 +29,27 @@ import keras
 import kapps
 from kapps._errors import InputError, is_whole
 from kapps.tools import data
-from kapps.tools.json_files import read_json
-from kapps.tools.recipes import Recipe, get_recipe
+from kapps.tools.json_files import read_json, write_json
+from kapps.tools.network import build_network, network_arguments
+from kapps.tools.recipe import Recipe
+from kapps.tools.recipes import get_recipe
 
-FORMAT = 1
-"""Of config.json, whose first files do not name it. It goes up when an earlier kapps would take a
-file for another run than it is; a further setting that has a default is no reason."""
+FORMAT = 2
+"""Of config.json. Format 1, of kapps 0.1, trained by another order of sums and other augmentation:
+its finished runs are read, the others not gone on with. A further setting that has a default is no
+reason for another one."""
 
 _DAMAGED = "delete it, or choose another --workdir"
+_TOLD = ("data_dir", "evaluation", "format", "versions")  # what does not make another run
 
 _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. What is None is as the recipe says, or else the network.
+    """One training run.
 
-    A field that has the name of a recipe's stands above it, and the flags of kapps-train have the
-    names of the fields.
+    The flags of kapps-train have the names of the fields.
     """
 
     model: str
@@ -50,16 +58,35 @@ class TrainConfig:
     data_dir: str | None = None
     recipe: str | Recipe = "default"
     strategy: str = "none"
-    batch_size: int | None = None
-    epochs: int | None = None
-    learning_rate: float | None = None
     seed: int = 0
-    image_size: int | None = None
     weights: str | None = None
-    """A file of weights to start from; None: random ones."""
+    """What to start from: a file, or the tag of published weights; None: random ones."""
+    arguments: str | None = None
+    """Further ones of the network, as `kapps.tools.network` takes them."""
+    nested: bool = False
+    """Whether folders within folders are classes too; see `data.load`."""
+    on_bad_image: str = "error"
+    """What to do about an image that cannot be read: "error" or "skip"."""
+    max_bad_images: float = 0.01
+    """The largest share of a split that is skipped."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints, beside the one after each epoch; None: only that."""
+    keep_checkpoints: int = 3
+    teacher: str | None = None
+    """The folder of a finished run that is learned from too."""
+    distillation: float = 0.5
+    """The teacher's share of the loss, 0 to 1."""
+    temperature: float = 4.0
+    """What the logits are divided by when they are compared with the teacher's."""
+    histograms: bool = False
+    """Whether TensorBoard shows how weights are distributed, after each epoch."""
+    start_timeout: float = 300.0
+    """Seconds in which all workers have to be there."""
+    step_timeout: float = 600.0
+    """Seconds in which a step of several workers has to end."""
 
     def resolved(self) -> Recipe:
-        """The recipe with this run's own values in it, and the network's for what neither says.
+        """The recipe, with the network's own size where it has none.
 
         Raises:
             InputError: the recipe or the model is unknown, or a value is out of range.
@@ -67,13 +94,23 @@ class TrainConfig:
         if not is_whole(self.seed) or not 0 <= int(self.seed) < 2**32:
             raise InputError(f"seed must be a whole number, 0 to 2**32 - 1, not {self.seed!r}")
         recipe = get_recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
-        shared = {f.name for f in dataclasses.fields(self)} & {
-            f.name for f in dataclasses.fields(recipe)
-        }
-        own = {name: getattr(self, name) for name in shared if getattr(self, name) is not None}
-        if recipe.image_size is None and self.image_size is None:
-            own["image_size"] = kapps.get_builder(self.model).input_shape[0]
-        return dataclasses.replace(recipe, **own)
+        if recipe.image_size is None:
+            size = kapps.get_builder(self.model).input_shape[0]
+            return dataclasses.replace(recipe, image_size=size)
+        return recipe
+
+    def network(self, recipe: Recipe) -> dict[str, Any]:
+        """The arguments of the network's builder that this run gives.
+
+        Raises:
+            InputError: it does not have one of them, or one is not for training.
+        """
+        rates = ("dropout_rate", "drop_path_rate", "drop_block_rate")
+        return network_arguments(
+            kapps.get_builder(self.model),
+            self.arguments,
+            {name: getattr(recipe, name) for name in rates},
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +149,27 @@ class Run:
     dataset: str
     data_dir: str | None
     class_names: tuple[str, ...]
-    image_size: int
-    crop: float
+    transform: kapps.EvalTransform
+    """What makes a picture the network's input, as validation did."""
+    nested: bool = False
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the network's input, pixels."""
+        return self.transform.size
+
+    @property
+    def crop(self) -> float:
+        """Share of the shorter side that evaluation keeps."""
+        return self.transform.crop
 
 
-def load_run(workdir: str | os.PathLike[str]) -> Run:
+def load_run(workdir: str | os.PathLike[str], *, auxiliary_heads: bool = False) -> Run:
     """The model of a finished run, with what is needed to use it.
+
+    Args:
+        workdir: the folder.
+        auxiliary_heads: whether the model has them, if it was trained with them.
 
     Raises:
         InputError: there is no finished run in the folder.
@@ -131,17 +183,44 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
             f"--workdir={folder} first"
         )
     try:
-        size, names = int(settings["image_size"]), tuple(settings["class_names"])
-        model = kapps.get_builder(settings["model"])(
-            weights=weights, input_shape=(size, size, 3), classes=len(names)
+        transform, names = transform_of(settings), tuple(settings["class_names"])
+        arguments = dict(settings.get("arguments") or {})
+        if not auxiliary_heads:
+            arguments.pop("aux", None)
+        model = build_network(
+            kapps.get_builder(settings["model"]),
+            arguments,
+            weights=str(weights),
+            input_shape=(transform.size, transform.size, 3),
+            classes=len(names),
+            cut_at=settings.get("cut_at"),
         )
         return Run(
-            model, settings["dataset"], settings["data_dir"], names, size, float(settings["crop"])
+            model,
+            settings["dataset"],
+            settings["data_dir"],
+            names,
+            transform,
+            bool(settings.get("nested", False)),
         )
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{folder / 'config.json'} is not of a kapps training run: {error!r}"
         ) from error
+
+
+def transform_of(settings: dict[str, Any]) -> kapps.EvalTransform:
+    """What makes a picture the input of a run's network, as `write_settings` has noted it.
+
+    Raises:
+        KeyError, TypeError: the settings are not of a run.
+    """
+    told = settings.get("evaluation") or {
+        "size": int(settings["image_size"]),
+        "crop": float(settings["crop"]),
+        "interpolation": "bilinear",
+    }
+    return kapps.EvalTransform(**told)
 
 
 @contextlib.contextmanager
@@ -161,23 +240,54 @@ def no_random_classifier(remedy: str) -> Iterator[None]:
         raise InputError(f"{warning}; {remedy}") from warning
 
 
+_MACHINES = ("workdir", "strategy", "start_timeout", "step_timeout", "recipe")
+_NO_MATTER = (
+    "keep_checkpoints",
+    "checkpoint_every",
+    "histograms",
+    "keep_features",
+)  # of the figures
+
+
 def settings_of(config: TrainConfig, recipe: Recipe, dataset: data.Dataset) -> dict[str, Any]:
     """What makes a run what it is: all of it, but for the machines that it runs on."""
     settings = dataclasses.asdict(recipe)
-    for text in ("source", "command", "expected"):
+    for text in ("source", "command", "expected", "cost"):
         del settings[text]
+    own = dataclasses.asdict(dataclasses.replace(config, recipe=""))
+    for name in (*_MACHINES, *_NO_MATTER):
+        own.pop(name, None)
     return {
+        **own,
         "format": FORMAT,
-        "model": config.model,
-        "dataset": config.dataset,
-        "data_dir": config.data_dir,
+        "arguments": config.network(recipe),
         "class_names": list(dataset.class_names),
         "images": len(dataset.train),
         "seed": int(config.seed),
-        "weights": config.weights,
-        "dtype_policy": keras.config.dtype_policy().name,
+        "dtype_policy": recipe.precision or keras.config.dtype_policy().name,
         **settings,
     }
+
+
+def digest(value: Any) -> int:
+    """A number of 63 bits for a setting, to compare workers by."""
+    text = json.dumps(value, sort_keys=True).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def versions() -> dict[str, str]:
+    """Of what a run computes with, for its config.json."""
+    return {name: version(name) for name in ("kapps", "keras", "numpy", "pillow", "tensorflow")}
+
+
+def write_settings(workdir: Path, settings: dict[str, Any], transform: kapps.EvalTransform) -> None:
+    """Writes config.json: what `settings_of` gives, and how images are evaluated.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    told = {k: v for k, v in dataclasses.asdict(transform).items() if k != "fill"}
+    write_json(workdir / "config.json", settings | {"evaluation": told, "versions": versions()})
 
 
 def read_settings(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -221,15 +331,21 @@ def check_same_run(
         return
     was = {**_defaults(kinds), **earlier}
     now = json.loads(json.dumps(settings))  # as from a file: tuples are lists
+    if earlier["format"] < FORMAT:
+        raise InputError(
+            f"{workdir} holds a run of an earlier kapps, which trained otherwise: it can be "
+            "evaluated and converted if it is finished, and not gone on with; choose another "
+            "--workdir"
+        )
     differing = [
         f"{name} was {was.get(name)!r} and is {value!r}"
         for name, value in now.items()
-        if name not in ("data_dir", "format") and was.get(name) != value
+        if name not in _TOLD and was.get(name) != value
     ]
     differing += [
         f"{name} was {value!r} and is no setting here"
         for name, value in earlier.items()
-        if name not in ("data_dir", "format", *now)
+        if name not in (*_TOLD, *now)
     ]
     if differing:
         raise InputError(

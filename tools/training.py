@@ -1,18 +1,18 @@
-"""The training loop: one for a CPU, several GPUs and several machines.
+"""Training: one loop for a CPU, several GPUs and several machines.
 
-What it leaves in the run's folder: kapps.tools.runs.
+What it leaves in the run's folder: kapps.tools.runs. What a step computes: kapps.tools.steps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,22 +20,27 @@ import tensorflow as tf
 
 import kapps
 from kapps._errors import InputError
-from kapps.tools import data, pipeline, runs
-from kapps.tools.checkpoints import Checkpoints, State
-from kapps.tools.distribution import is_chief, make_strategy
+from kapps._evaluation import evaluation_of
+from kapps.tools import cluster, data, layers, pipeline, preemption, run_lock, runs, watch
+from kapps.tools.averages import Average
+from kapps.tools.checkpoints import Checkpoints, State, by_path
+from kapps.tools.distribution import Devices, make_devices
 from kapps.tools.json_files import write_json
-from kapps.tools.optimization import make_optimizer, prepare_layers
-from kapps.tools.progress import progress_bar
-from kapps.tools.recipes import Recipe
+from kapps.tools.loop import Loop, evaluate, run_epochs
+from kapps.tools.metrics import Metrics
+from kapps.tools.network import build_network
+from kapps.tools.optimizers import make_optimizer
+from kapps.tools.recipe import Recipe
 from kapps.tools.runs import Evaluation, TrainConfig, TrainResult
+from kapps.tools.schedules import PlateauState, Schedule
+from kapps.tools.steps import LossScale
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+__all__ = ["Loop", "check_batch_size", "evaluate", "run_epochs", "train"]
 
-# float16 needs its loss scaled, and weights of 16 bits do not notice small steps: Micikevicius et
-# al. 2018, "Mixed Precision Training", sections 3.1 and 3.2.
-_DTYPE_POLICIES = ("float32", "float64", "mixed_bfloat16")
-_REFRESH_SECONDS = 0.5  # of the progress bar; each refresh waits for the device
+_SILENCE = 8.0  # seconds
+# Weights of 16 bits do not notice small steps: Micikevicius et al. 2018, "Mixed Precision
+# Training", section 3.1.
+_DTYPE_POLICIES = ("float32", "float64", "mixed_bfloat16", "mixed_float16")
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
@@ -51,80 +56,409 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
 
     Raises:
         InputError: an argument, a file or a folder is at fault; the message says which.
+        Stopped: a signal has ended the run, and its state is saved.
+    """
+    with session(config, progress=progress) as begun:
+        return begun.finished or run(begun)
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A run that has been begun, and is this process's: see `session`."""
+
+    config: TrainConfig
+    recipe: Recipe
+    dataset: data.Dataset
+    devices: Devices
+    settings: dict[str, Any]
+    """For config.json."""
+    stop: preemption.Request
+    watched: watch.Watch | None
+    progress: bool
+    finished: TrainResult | None
+    """The result, if an earlier call has come to the end."""
+
+
+@contextlib.contextmanager
+def session(config: TrainConfig, *, progress: bool = True) -> Iterator[Session]:
+    """What surrounds all that a run does: its folder is locked, and signals are heeded.
+
+    Nothing has been written yet.
+
+    Raises:
+        InputError: an argument, a file or a folder is at fault; the message says which.
     """
     recipe = config.resolved()
-    _check_dtype_policy()
-    builder = kapps.get_builder(config.model)
-    strategy = make_strategy(config.strategy)
-    dataset = data.load(config.dataset, config.data_dir)
+    policy = _dtype_policy(recipe)
     workdir = Path(config.workdir)
-    settings = runs.settings_of(config, recipe, dataset)
-    runs.check_same_run(workdir, settings, (TrainConfig, type(recipe)))
-    finished = runs.read_result(workdir, TrainResult)
-    if finished is not None:
-        if progress:
+    with contextlib.ExitStack() as stack:
+        if _may_write(config):
+            stack.enter_context(run_lock.RunLock(workdir))
+        watched = _watch(config, stack)
+        devices = make_devices(config.strategy)  # before TensorFlow has computed anything
+        stop = stack.enter_context(preemption.requests())
+        _say(watched, "listing the images")
+        dataset = _images(config)
+        recipe = recipe.for_images(len(dataset.train))
+        check_batch_size(recipe.batch_size, dataset, config.dataset)
+        settings = runs.settings_of(config, recipe, dataset)
+        _say(watched, "comparing settings")
+        _compare_workers(devices, settings)
+        runs.check_same_run(workdir, settings, (type(config), type(recipe)))
+        finished = runs.read_result(workdir, TrainResult)
+        if finished is not None and progress and devices.is_chief:
             print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
-        return finished
-    check_batch_size(recipe.batch_size, dataset, config.dataset)
+        stack.enter_context(_policy(policy))
+        with _failed_workers_named(watched):
+            yield Session(
+                config, recipe, dataset, devices, settings, stop, watched, progress, finished
+            )
 
-    with strategy.scope():
+
+def _may_write(config: TrainConfig) -> bool:
+    """Whether this is the process that writes to the run's folder."""
+    return config.strategy != "multi_worker" or cluster.required(os.environ).is_chief
+
+
+def _images(config: TrainConfig) -> data.Dataset:
+    """The data set, of which the images that are looked at late can be read."""
+    dataset = data.load(
+        config.dataset, config.data_dir, nested=config.nested, on_bad_image=config.on_bad_image
+    )
+    if config.on_bad_image == "error" and (damaged := data.check(dataset)):
+        more = f", and {len(damaged) - 1} more" if damaged[1:] else ""
+        raise InputError(f"{damaged[0]}{more}; or go on without: --on_bad_image=skip")
+    return dataset
+
+
+@contextlib.contextmanager
+def _failed_workers_named(watched: watch.Watch | None) -> Iterator[None]:
+    """What TensorFlow says when another worker is gone, as one line that names it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if watched is None:
+            raise
+        time.sleep(_SILENCE)  # until the silence of a dead worker is telling
+        suspects = watched.suspects()
+        if not suspects:
+            raise
+        raise WorkerFailed(
+            f"{'; '.join(suspects)}; start the same command on all workers again, which goes on "
+            "from the last checkpoint"
+        ) from error
+
+
+class WorkerFailed(Exception):
+    """Another worker has ended or does not answer: a program ends with `watch.WORKER_FAILED`."""
+
+
+def _watch(config: TrainConfig, stack: contextlib.ExitStack) -> watch.Watch | None:
+    """Of several workers: all of them are there when it returns."""
+    if config.strategy != "multi_worker":
+        return None
+    workers = cluster.required(os.environ)
+    watched = stack.enter_context(
+        watch.Watch(
+            Path(config.workdir) / "workers",
+            workers.index,
+            workers.addresses,
+            start_timeout=config.start_timeout,
+            step_timeout=config.step_timeout,
+        )
+    )
+    watched.wait()
+    return watched
+
+
+def _say(watched: watch.Watch | None, phase: str) -> None:
+    if watched is not None:
+        watched.phase(phase)
+
+
+def run(
+    begun: Session,
+    *,
+    cut_at: str | None = None,
+    frozen_statistics: bool = False,
+    rate_decay: float = 1.0,
+) -> TrainResult:
+    """Trains to the end of the recipe.
+
+    Args:
+        begun: the run.
+        cut_at: see `build_network`.
+        frozen_statistics: whether batch norm normalizes as in inference; see
+            `layers.freeze_statistics`.
+        rate_decay: see `layers.rates`.
+
+    Raises:
+        InputError: an argument, a file or a folder is at fault; the message says which.
+        Stopped: a signal has ended the run, and its state is saved.
+    """
+    config, recipe, dataset = begun.config, begun.recipe, begun.dataset
+    devices, settings, watched = begun.devices, begun.settings, begun.watched
+    workdir, chief = Path(config.workdir), devices.is_chief
+    show = begun.progress and chief
+    steps = len(dataset.train) // (recipe.batch_size or 1)
+    _say(watched, "building the network")
+    with devices.scope():
         keras.utils.set_random_seed(config.seed)
-        model = builder(
-            weights=config.weights,
-            input_shape=(recipe.image_size, recipe.image_size, 3),
-            classes=len(dataset.class_names),
-            classifier_activation=None,
+        model = logits_network(
+            config, recipe, settings["arguments"], len(dataset.class_names), cut_at=cut_at
         )
-        optimizer = make_optimizer(
-            recipe, len(dataset.train) // recipe.batch_size, model.trainable_variables
+        if frozen_statistics:
+            layers.freeze_statistics(model)
+        scale = keras.Variable(1.0, trainable=False, name="plateau")
+        schedule = make_schedule(recipe, steps, scale)
+        optimizer = make_recipe_optimizer(
+            recipe, schedule, model.trainable_variables, layers.rates(model, rate_decay)
         )
-    prepare_layers(model, optimizer, recipe, strategy, config.seed)
-
-    chief = is_chief(strategy)
-    if chief:
-        write_json(workdir / "config.json", settings)
-    loop = Loop(strategy, model, optimizer, recipe, dataset, config.seed)
-    checkpoints = Checkpoints(workdir / "checkpoints", strategy, model, optimizer)
+        average = None if recipe.average is None else Average(model.weights, recipe.average)
+        loss_scale = LossScale() if recipe.precision == "mixed_float16" else None
+    recipe = evaluated_as_published(recipe, model)
+    clock = layers.Clock(optimizer, recipe.accumulate, devices.replicas)
+    layers.prepare(model, clock, recipe, steps * recipe.epochs, config.seed)
+    loop = Loop(
+        devices,
+        model,
+        optimizer,
+        clock,
+        recipe,
+        dataset,
+        config.seed,
+        average=average,
+        loss_scale=loss_scale,
+        teacher=_teacher(config, dataset),
+        distillation=(config.distillation, config.temperature),
+        bad=pipeline.BadImages(config.on_bad_image == "skip", config.max_bad_images),
+    )
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        devices,
+        {
+            "model": by_path(model.variables, model.name),
+            "optimizer": by_path(optimizer.variables, optimizer.name),
+            "average": by_path(average.variables, average.name) if average else {},
+            "loss_scale": loss_scale.variables if loss_scale else {},
+        },
+        config.keep_checkpoints,
+    )
+    _say(watched, "reading the last checkpoint")
     checkpoints.restore()
     state = checkpoints.state
-    if progress and chief:
-        if dataset.note:
-            print(dataset.note, file=sys.stderr)
-        if state.epoch:
-            print(f"{workdir}: going on after epoch {state.epoch}", file=sys.stderr)
-    run_epochs(loop, checkpoints, workdir / "tensorboard", config.model, progress and chief)
+    scale.assign(PlateauState(**state.plateau).scale)
+    transform = loop.evaluation_transform
+    if chief:
+        runs.write_settings(workdir, settings, transform)
+    if show:
+        for line in (dataset.note, _going_on(workdir, state)):
+            if line:
+                print(line, file=sys.stderr)
+    run_epochs(
+        loop,
+        checkpoints,
+        Metrics(workdir, chief),
+        title=config.model,
+        show=show,
+        save_every=config.checkpoint_every,
+        stop=begun.stop,
+        beat=watched.beat if watched else lambda step: None,
+        scale=scale,
+        best=workdir / "best.safetensors" if chief else None,
+        histograms=config.histograms,
+    )
+    _say(watched, "writing the weights")
+    return finish(config, model, average, state, transform, workdir if chief else None)
 
-    weights = workdir / "weights.safetensors"
+
+def finish(
+    config: TrainConfig,
+    model: keras.Model,
+    average: Average | None,
+    state: State,
+    transform: kapps.EvalTransform,
+    folder: Path | None,
+) -> TrainResult:
+    """The result; the chief writes the weights and it to the folder."""
+    weights = Path(config.workdir) / "weights.safetensors"
     result = TrainResult(
         model=config.model,
         weights=str(weights),
         epochs=state.epoch,
-        steps=int(optimizer.iterations.numpy()),
+        steps=state.step,
         validation=runs.from_values(Evaluation, state.validation),
         history=tuple(state.history),
     )
-    if chief:
-        kapps.save_weights(model, weights)
-        write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
+    if average is not None and folder is not None:
+        kapps.save_weights(model, folder / "last.safetensors", evaluation=transform)
+    with average.swapped() if average else contextlib.nullcontext():
+        if folder is not None:
+            kapps.save_weights(model, weights, evaluation=transform)
+            write_json(
+                folder / "result.json", dataclasses.asdict(result) | {"weights": weights.name}
+            )
     return result
 
 
-def _check_dtype_policy() -> None:
-    """Refuses those that train to something else than they promise.
+def logits_network(
+    config: TrainConfig,
+    recipe: Recipe,
+    arguments: dict[str, Any],
+    classes: int,
+    *,
+    cut_at: str | None = None,
+) -> keras.Model:
+    """The network to train: of logits, and for any size where the sizes change.
+
+    Args:
+        config: names the network and its weights.
+        recipe: with its image size.
+        arguments: as `TrainConfig.network` gives them.
+        classes: of the data set.
+        cut_at: see `build_network`.
+    """
+    return build_network(
+        kapps.get_builder(config.model),
+        {**arguments, "classifier_activation": None},
+        weights=config.weights,
+        input_shape=input_shape(recipe),
+        classes=classes,
+        cut_at=cut_at,
+    )
+
+
+def input_shape(recipe: Recipe) -> tuple[int | None, int | None, int]:
+    """Height, width and channels of the images that a run shows; None where sizes change."""
+    sizes = {recipe.image_size, recipe.eval_size or recipe.image_size, *_grown_sizes(recipe)}
+    size = recipe.image_size if len(sizes) == 1 else None
+    return (size, size, 3)
+
+
+def _grown_sizes(recipe: Recipe) -> set[int | None]:
+    return {recipe.at_stage(stage).image_size for stage in range(recipe.stages)}
+
+
+def make_schedule(recipe: Recipe, steps_per_epoch: int, scale: Any = None) -> Schedule:
+    """The recipe's learning rate by step; `scale` is the variable of the schedule plateau."""
+    return Schedule(
+        recipe.schedule,
+        recipe.learning_rate,
+        epochs=recipe.epochs,
+        steps_per_epoch=max(steps_per_epoch, 1),
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_start=recipe.warmup_start,
+        final=recipe.final_rate,
+        boundaries=recipe.boundaries,
+        factor=recipe.factor,
+        decay_epochs=recipe.decay_epochs,
+        by_epoch=recipe.rate_by_epoch,
+        scale=scale,
+    )
+
+
+def make_recipe_optimizer(
+    recipe: Recipe,
+    schedule: Schedule,
+    variables: list[Any],
+    rates: Sequence[float] | None = None,
+) -> keras.optimizers.Optimizer:
+    """The recipe's optimizer, for these variables. To be made in the devices' scope.
+
+    `rates` are what the learning rate is multiplied by, for each of them.
+    """
+    return make_optimizer(
+        recipe.optimizer,
+        schedule,
+        variables,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        rho=recipe.rho,
+        beta_2=recipe.beta_2,
+        epsilon=recipe.epsilon,
+        rates=rates,
+    )
+
+
+def evaluated_as_published(recipe: Recipe, model: keras.Model) -> Recipe:
+    """With the evaluation of the weights that the run starts from, where the recipe has none."""
+    known = evaluation_of(model)
+    crop, interpolation = (
+        (0.875, "bilinear") if known is None else (known.crop, known.interpolation)
+    )
+    return dataclasses.replace(
+        recipe,
+        crop=crop if recipe.crop is None else recipe.crop,
+        interpolation=interpolation if recipe.interpolation is None else recipe.interpolation,
+    )
+
+
+def _teacher(config: TrainConfig, dataset: data.Dataset) -> keras.Model | None:
+    """The network of another run, giving logits, which takes the images that are trained on."""
+    if config.teacher is None:
+        return None
+    run = runs.load_run(config.teacher)
+    if run.class_names != dataset.class_names:
+        raise InputError(
+            f"--teacher={config.teacher} knows other classes than {config.dataset}; train one on "
+            "the same data set"
+        )
+    logits = run.model.layers[-1]
+    if getattr(logits, "activation", None) is keras.activations.softmax:
+        logits.activation = keras.activations.linear
+    return keras.Model(run.model.inputs, run.model.outputs, trainable=False)
+
+
+def _dtype_policy(recipe: Recipe) -> str:
+    """What the network computes in.
 
     Raises:
-        InputError: Keras's dtype policy is none of `_DTYPE_POLICIES`.
+        InputError: Keras's dtype policy, where the recipe has none, is none of `_DTYPE_POLICIES`.
     """
-    name = keras.config.dtype_policy().name
-    if name not in _DTYPE_POLICIES:
+    if recipe.precision is not None:
+        return recipe.precision
+    name: str = keras.config.dtype_policy().name
+    if name not in _DTYPE_POLICIES[:3]:
         raise InputError(
             f"the dtype policy {name} (of keras.json's floatx, or of "
             "keras.config.set_dtype_policy) is not one to train in: small gradients and steps are "
-            f"lost; choose {', '.join(_DTYPE_POLICIES)}"
+            f"lost; choose {', '.join(_DTYPE_POLICIES[:3])}, or the precision mixed_float16, which "
+            "scales its loss"
+        )
+    return name
+
+
+@contextlib.contextmanager
+def _policy(name: str) -> Any:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _compare_workers(devices: Devices, settings: dict[str, Any]) -> None:
+    """Refuses to train where the workers were started with different settings."""
+    names = sorted(settings)
+    digests = devices.gathered(np.array([runs.digest(settings[name]) for name in names]))
+    differing = [
+        name for name, column in zip(names, digests.T, strict=True) if len(set(column)) > 1
+    ]
+    if differing:
+        raise InputError(
+            f"the workers were started with different settings: {', '.join(differing)}; here "
+            + ", ".join(f"{name} is {settings[name]!r}" for name in differing[:5])
+            + "; start the same command on each"
         )
 
 
-def check_batch_size(batch_size: int, dataset: data.Dataset, name: str) -> None:
+def _going_on(workdir: Path, state: State) -> str:
+    return f"{workdir}: going on after step {state.step}" if state.step else ""
+
+
+def check_batch_size(batch_size: int | None, dataset: data.Dataset, name: str) -> None:
     """Refuses a batch that the training images do not fill.
 
     Args:
@@ -135,260 +469,8 @@ def check_batch_size(batch_size: int, dataset: data.Dataset, name: str) -> None:
     Raises:
         InputError: there are fewer.
     """
-    if len(dataset.train) < batch_size:
+    if len(dataset.train) < (batch_size or 1):
         raise InputError(
             f"a batch of {batch_size} images is more than the {len(dataset.train)} training "
             f"images of {name}; choose a smaller --batch_size"
         )
-
-
-def evaluate(
-    model: keras.Model,
-    source: data.Source,
-    *,
-    image_size: int,
-    crop: float = 1.0,
-    batch_size: int = 64,
-    from_logits: bool = False,
-) -> Evaluation:
-    """Accuracy of a model that gives probabilities (or logits) on every image of a split, once."""
-    if not len(source):
-        raise InputError("there are no images to evaluate on")
-    loader = pipeline.Loader(source, image_size, crop)
-    step = _evaluation_step(tf.distribute.get_strategy(), model, from_logits)
-    order = pipeline.evaluation_order(len(source), min(batch_size, len(source)))
-    with loader.named_errors():
-        sums = sum(step(batch).numpy().astype(float) for batch in loader.batches(order))
-    return _evaluation(sums)
-
-
-class Loop:
-    """The steps of a run, and what they work on.
-
-    The model gives logits. It may be one of tf_keras, with an optimizer of tf_keras.
-    """
-
-    def __init__(
-        self,
-        strategy: tf.distribute.Strategy,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        recipe: Recipe,
-        dataset: data.Dataset,
-        seed: int,
-    ) -> None:
-        self.strategy, self.model, self.optimizer = strategy, model, optimizer
-        self.recipe, self.dataset, self.seed = recipe, dataset, seed
-        image_size = model.input_shape[1]
-        self._train_loader = pipeline.Loader(
-            dataset.train, image_size, recipe.crop, recipe.augment, recipe.crop_area
-        )
-        self._validation_loader = pipeline.Loader(dataset.validation, image_size, recipe.crop)
-        self._train_step = _train_step(strategy, model, optimizer, recipe)
-        self._evaluation_step = _evaluation_step(strategy, model, from_logits=True)
-
-    def train_epoch(self, epoch: int) -> Iterator[tf.Tensor]:
-        """Runs the steps of an epoch; each yields the sums (loss, hits) over its batch."""
-        recipe = self.recipe
-        order = pipeline.training_order(
-            self.seed, epoch, len(self.dataset.train), recipe.batch_size
-        )
-        with self._train_loader.named_errors():
-            for batch in self._distributed(self._train_loader, order, epoch):
-                yield self._train_step(batch)
-
-    def validate(self) -> Evaluation:
-        """Runs over the validation images, each once."""
-        images, replicas = len(self.dataset.validation), self.strategy.num_replicas_in_sync
-        batch_size = -(-min(self.recipe.batch_size, images) // replicas) * replicas
-        order = pipeline.evaluation_order(images, batch_size)
-        with self._validation_loader.named_errors():
-            sums = np.zeros(4)
-            for batch in self._distributed(self._validation_loader, order, 0):
-                sums += self._evaluation_step(batch).numpy()
-        return _evaluation(sums)
-
-    def _distributed(self, loader: pipeline.Loader, order: np.ndarray, epoch: int) -> Any:
-        def worker_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            share = pipeline.worker_share(
-                order,
-                context.input_pipeline_id,
-                context.num_input_pipelines,
-                context.num_replicas_in_sync,
-            )
-            return loader.batches(share, self.seed, epoch)
-
-        return self.strategy.distribute_datasets_from_function(worker_batches)
-
-
-def _train_step(
-    strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    recipe: Recipe,
-) -> Callable[[Any], tf.Tensor]:
-    """A step over a global batch; returns the sums (loss, hits) over its images."""
-
-    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            logits = tf.cast(model(images, training=True), tf.float32)
-            classes = logits.shape[-1]
-            targets = tf.one_hot(labels, classes) * (1 - recipe.label_smoothing)
-            targets += recipe.label_smoothing / classes
-            loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
-            # The gradients are summed over the replicas.
-            scaled = loss / recipe.batch_size
-        variables = model.trainable_variables
-        gradients = tape.gradient(scaled, variables)
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        hits = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == labels, tf.float32))
-        return tf.stack([loss, hits])
-
-    return _global_step(strategy, replica_step)
-
-
-def _evaluation_step(
-    strategy: tf.distribute.Strategy, model: keras.Model, from_logits: bool
-) -> Callable[[Any], tf.Tensor]:
-    """A step over a global batch; returns the sums (loss, hits, hits of five, images)."""
-
-    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        outputs = tf.cast(model(images, training=False), tf.float32)
-        real = labels != pipeline.PADDING
-        labels = tf.where(real, labels, 0)
-        loss = keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits)
-        five = min(5, outputs.shape[-1])
-        sums = [
-            loss,
-            tf.argmax(outputs, -1) == labels,
-            tf.math.in_top_k(labels, outputs, five),
-            tf.ones_like(loss),
-        ]
-        return tf.stack([tf.reduce_sum(tf.where(real, tf.cast(x, tf.float32), 0)) for x in sums])
-
-    return _global_step(strategy, replica_step)
-
-
-def _global_step(
-    strategy: tf.distribute.Strategy, replica_step: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-) -> Callable[[Any], tf.Tensor]:
-    """A step of all replicas, compiled: the sum of what `replica_step` gives on each."""
-
-    # No XLA: it makes the training of convolutions on a CPU ten times slower.
-    @tf.function
-    def step(batch: Any) -> tf.Tensor:
-        return strategy.reduce("SUM", strategy.run(replica_step, args=batch), axis=None)
-
-    return step
-
-
-def _evaluation(sums: np.ndarray) -> Evaluation:
-    loss, top1, top5, images = (float(x) for x in sums)
-    return Evaluation(top1 / images, top5 / images, loss / images, int(images))
-
-
-def run_epochs(
-    loop: Loop,
-    checkpoints: Checkpoints,
-    scalars: Path,
-    title: str,
-    show: bool,
-) -> None:
-    """Trains from the epoch that `checkpoints` has restored to the recipe's last one.
-
-    TensorBoard's files go to the folder `scalars`.
-    """
-    recipe, state = loop.recipe, checkpoints.state
-    steps = len(loop.dataset.train) // recipe.batch_size
-    per_epoch = steps * recipe.batch_size
-    writer = (
-        tf.summary.create_file_writer(os.fspath(scalars))
-        if is_chief(loop.strategy)
-        else tf.summary.create_noop_writer()
-    )
-    with (
-        writer.as_default(),
-        progress_bar(
-            recipe.epochs * per_epoch, "img", initial=state.epoch * per_epoch, show=show
-        ) as bar,
-    ):
-        while state.epoch < recipe.epochs and not _is_enough(state, recipe):
-            bar.set_description(f"{title} epoch {state.epoch + 1}/{recipe.epochs}")
-            start = time.monotonic()
-            loss, accuracy = _train_epoch(loop, state.epoch, bar)
-            seconds = time.monotonic() - start
-            validation = loop.validate()
-            if not math.isfinite(validation.loss):
-                raise _diverged(state.epoch)
-            state.epoch += 1
-            good = recipe.stop_at is not None and validation.top1 >= recipe.stop_at
-            state.good_epochs = state.good_epochs + 1 if good else 0
-            state.validation = dataclasses.asdict(validation)
-            row = {
-                "train_loss": loss,
-                "train_top1": accuracy,
-                "validation_loss": validation.loss,
-                "validation_top1": validation.top1,
-                "learning_rate": float(loop.optimizer.learning_rate.numpy()),
-                "images_per_second": per_epoch / seconds,
-            }
-            state.history.append({"epoch": state.epoch, **row})
-            for name, value in row.items():
-                _write_scalar(name.replace("_", "/", 1), value, state.epoch)
-            writer.flush()
-            checkpoints.save()
-            if show:
-                bar.write(
-                    f"{title} epoch {state.epoch}: loss {loss:.4f}, top-1 {accuracy:.4f}; "
-                    f"validation loss {validation.loss:.4f}, top-1 {validation.top1:.4f}; "
-                    f"{per_epoch / seconds:.0f} images/s",
-                    file=sys.stderr,
-                )
-
-
-def _train_epoch(loop: Loop, epoch: int, bar: tqdm[Any]) -> tuple[float, float]:
-    """Mean loss and accuracy over the images of an epoch, each as it was trained on."""
-    sums, images = np.zeros(2), 0
-    waiting: list[tf.Tensor] = []
-
-    def collect() -> None:
-        nonlocal images, sums
-        for step_sums in waiting:
-            sums += step_sums.numpy()
-        if not np.isfinite(sums[0]):
-            raise _diverged(epoch)
-        done = len(waiting) * loop.recipe.batch_size
-        images += done
-        waiting.clear()
-        bar.set_postfix(
-            loss=f"{sums[0] / images:.3f}", top1=f"{sums[1] / images:.3f}", refresh=False
-        )
-        bar.update(done)
-
-    last = time.monotonic()
-    for step_sums in loop.train_epoch(epoch):
-        waiting.append(step_sums)
-        if time.monotonic() - last > _REFRESH_SECONDS:
-            collect()
-            last = time.monotonic()
-    collect()
-    return float(sums[0] / images), float(sums[1] / images)
-
-
-def _is_enough(state: State, recipe: Recipe) -> bool:
-    return recipe.stop_at is not None and state.good_epochs >= recipe.stop_patience
-
-
-def _diverged(epoch: int) -> InputError:
-    return InputError(
-        f"the loss is no number any more in epoch {epoch + 1}; choose a smaller --learning_rate "
-        "and another --workdir"
-    )
-
-
-def _write_scalar(name: str, value: float, step: int) -> None:
-    """As `tf.summary.scalar`, which is part of the package tensorboard; the viewer is optional."""
-    metadata = tf.compat.v1.SummaryMetadata(
-        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
-    )
-    tf.summary.write(name, tf.constant(value, tf.float32), step, metadata)

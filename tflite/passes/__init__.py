@@ -17,6 +17,7 @@ import numpy as np
 from keras import layers
 
 from kapps._errors import InputError
+from kapps._heads import without_auxiliary_heads
 from kapps._network import has_auxiliary_heads
 from kapps.custom_layers import DropBlock2D, StochasticDepth
 from kapps.tflite.passes.folding import (
@@ -109,7 +110,7 @@ def remove_auxiliary_heads(model: keras.Model) -> keras.Model:
     outputs from elsewhere keeps them all. This is the one place that asks a model for them.
     """
     if has_auxiliary_heads(model):
-        return rebuild(keras.Model(model.inputs, model.outputs[0], name=model.name))
+        return rebuild(without_auxiliary_heads(model))
     return model
 
 

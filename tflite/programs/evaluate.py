@@ -5,15 +5,18 @@ Examples:
   kapps-evaluate --workdir=/tmp/run --split=test
   kapps-evaluate --model=MobileNetV3Small --weights=FILE --dataset=folder:PATH
   kapps-evaluate --tflite=net_int8.tflite --dataset=digits --split=test --json=net_int8.json
+  kapps-evaluate --workdir=/tmp/run --split=test --report=/tmp/report
 
 The figures of .tflite files are what kapps-report puts beside those of kapps-benchmark.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import flags
 
-from kapps._errors import InputError
+from kapps._errors import InputError, printable
 from kapps.tflite.programs import model_flags
 from kapps.tools import cli
 from kapps.tools.streams import start_keras
@@ -35,15 +38,26 @@ _IMAGE_SIZE = flags.DEFINE_integer(
     None,
     "height and width of the input, pixels; by default the run's, or the network's",
 )
+_REPORT = flags.DEFINE_string(
+    "report",
+    None,
+    "folder for a page on what goes wrong: figures by class, the confusion matrix, and the worst "
+    "mistakes with their images; of a run or of weights, not of --tflite",
+)
 _JSON = cli.define_json()
 
 
 def main(argv: list[str]) -> int | None:
-    """Evaluates and prints one line."""
+    """Evaluates, prints one line, and where the report is."""
     cli.check_output(_JSON)
     given = [flag.value for flag in (_WEIGHTS, _ARGUMENTS, _IMAGE_SIZE)]
     if _TFLITE.value is not None and any(given):
         raise InputError("--tflite goes without --weights and --image_size: the file has both")
+    if _TFLITE.value is not None and _REPORT.value is not None:
+        raise InputError(
+            "--report is of a network in Keras, and --tflite gives no probabilities of single "
+            "images; give the --workdir or the --weights that the file was made of"
+        )
     if _TFLITE.value is None and _VARIANT.value is not None:
         raise InputError("--variant belongs to --tflite")
     if _TFLITE.value is None and (_WORKDIR.value is None) == (_WEIGHTS.value is None):
@@ -60,13 +74,21 @@ def main(argv: list[str]) -> int | None:
             _TFLITE.value, split, _WORKDIR.value, model=_MODEL.value, variant=_VARIANT.value
         )
     elif _WORKDIR.value is not None:
-        result = evaluation.evaluate_run(_WORKDIR.value, split)
+        result = evaluation.evaluate_run(_WORKDIR.value, split, _REPORT.value)
     else:
         name, _ = cli.required(_MODEL, _SPLIT.dataset)
         result = evaluation.evaluate_weights(
-            name, _WEIGHTS.value, split, arguments=_ARGUMENTS.value, image_size=_IMAGE_SIZE.value
+            name,
+            _WEIGHTS.value,
+            split,
+            arguments=_ARGUMENTS.value,
+            image_size=_IMAGE_SIZE.value,
+            report=_REPORT.value,
         )
-    cli.put_out(evaluation.line(result), evaluation.figures(result), _JSON)
+    text = evaluation.line(result)
+    if _REPORT.value is not None:
+        text += "\n" + printable(Path(_REPORT.value) / "index.html")
+    cli.put_out(text, evaluation.figures(result), _JSON)
     return None
 
 

@@ -145,7 +145,8 @@ def define_split() -> SplitFlags:
         flags.DEFINE_float(
             "crop",
             None,
-            "share of the shorter side that the central crop keeps; by default the run's, or 1",
+            "share of the shorter side that the central crop keeps; by default the run's, or as "
+            "the weights were published, or 1",
             lower_bound=0.01,
             upper_bound=1,
         ),

@@ -16,9 +16,10 @@ from kapps._errors import InputError
 from kapps.tflite import accuracy
 from kapps.tflite.measurement.benchmark import FORMAT as BENCHMARK_FORMAT
 from kapps.tflite.measurement.benchmark import MAX_BYTES, parse_results
-from kapps.tflite.report.page import Section, Table, write_pages
+from kapps.tflite.report.page import Section, write_pages
 from kapps.tflite.report.picture import Point, picture
 from kapps.tflite.results import read_json
+from kapps.tools.page import Table
 
 _MISSING = "\N{EN DASH}"
 _FLOAT, _PTQ, _QAT = "float32", "int8", "int8-qat"

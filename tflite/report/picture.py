@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-_Point = TypeVar("_Point")
+from kapps.tools.pictures import COLORS, MARKERS, Inks, svg
 
-# Okabe and Ito's colors for the color-blind, those that stand out on white and on black.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-# Stand-ins that are replaced by the page's own colors, which follow light and dark.
-_TEXT, _FAINT, _LINE = "#010203", "#040506", "#070809"
+_Point = TypeVar("_Point")
 
 
 @dataclass(frozen=True)
@@ -65,43 +58,18 @@ def picture(points: Sequence[Point], *, label: str, where: str = "", number: int
         where: what the axis of the latency says of the device.
         number: of the picture on its page, so that no two have the same ids.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
 
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": f"kapps{number}",  # ids: the same each time, different on one page
-        "font.family": "sans-serif",
-        "font.size": 11,
-        "text.color": _TEXT,
-        "axes.labelcolor": _TEXT,
-        "axes.edgecolor": _LINE,
-        "xtick.color": _TEXT,
-        "ytick.color": _TEXT,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(9, 4.8), layout="constrained")
-        _draw(figure.add_subplot(), points, where)
-        output = io.StringIO()
-        figure.savefig(output, format="svg", transparent=True, metadata={"Date": None})
-    svg = output.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for stand_in, variable in ((_TEXT, "text"), (_FAINT, "faint"), (_LINE, "line")):
-        svg = svg.replace(stand_in, f"var(--{variable})")
-    # Its own metadata names only the program; the title is what a screen reader says.
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # These ids are the same in every picture, and nothing refers to them.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    label = html.escape(label)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-    return Markup(svg.replace(">", f"><title>{label}</title>", 1))
+    def draw(figure: Any, inks: Inks) -> None:
+        _draw(figure.add_subplot(), points, where, inks)
+
+    return svg(draw, (9, 4.8), label=label, number=number)
 
 
-def _draw(axes: Any, points: Sequence[Point], where: str) -> None:
+def _draw(axes: Any, points: Sequence[Point], where: str, inks: Inks) -> None:
     from matplotlib.lines import Line2D
 
-    colors = _numbered([point.color for point in points], _COLORS)
-    markers = _numbered([point.marker for point in points], _MARKERS)
+    colors = _numbered([point.color for point in points], COLORS)
+    markers = _numbered([point.marker for point in points], MARKERS)
     named: list[Point] = []
     for device in dict.fromkeys(point.device for point in points):
         members = [point for point in points if point.device == device]
@@ -109,7 +77,7 @@ def _draw(axes: Any, points: Sequence[Point], where: str) -> None:
         own = {colors[point.color] for point in members}
         axes.plot(
             *zip(*(point.place for point in best), strict=True),
-            color=own.pop() if len(own) == 1 else _FAINT,
+            color=own.pop() if len(own) == 1 else inks.faint,
             linewidth=1.5,
             linestyle="--",
             zorder=1,
@@ -137,14 +105,10 @@ def _draw(axes: Any, points: Sequence[Point], where: str) -> None:
             Line2D([], [], color=c, marker="o", linestyle="none", label=k)
             for k, c in colors.items()
         ),
-        *(Line2D([], [], color=_TEXT, marker=m, label=k, **none) for k, m in markers.items()),
-        Line2D([], [], color=_FAINT, linestyle="--", label="Pareto front (filled)"),
+        *(Line2D([], [], color=inks.text, marker=m, label=k, **none) for k, m in markers.items()),
+        Line2D([], [], color=inks.faint, linestyle="--", label="Pareto front (filled)"),
     ]
-    legend = axes.legend(
-        handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
-    )
-    for text in (*legend.get_texts(), axes.xaxis.label):
-        text.set_parse_math(False)  # a name with dollars is no formula
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     _name_points(axes, named, points)
 
 
@@ -165,8 +129,7 @@ def _scales(axes: Any, accuracies: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(plain)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(plain)
-    axes.grid(color=_LINE, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid()
     axes.set_ylabel("top-1, %")
 
 
@@ -201,7 +164,6 @@ def _name_points(axes: Any, named: Sequence[Point], points: Sequence[Point]) -> 
                 fontsize=9,
                 ha="left" if side > 0 else "right",
                 va="bottom" if above > 0 else "top",
-                parse_math=False,
                 zorder=4,
             )
             break

@@ -11,8 +11,9 @@ import numpy as np
 
 from kapps._errors import InputError
 from kapps.tflite.measurement.latency import Latency
-from kapps.tflite.report.page import Section, Table, write_pages
+from kapps.tflite.report.page import Section, write_pages
 from kapps.tflite.report.picture import Point, picture
+from kapps.tools.page import Table
 
 
 @dataclass(frozen=True)
