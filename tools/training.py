@@ -92,8 +92,6 @@ def session(config: TrainConfig, *, progress: bool = True) -> Iterator[Session]:
     policy = _dtype_policy(recipe)
     workdir = Path(config.workdir)
     with contextlib.ExitStack() as stack:
-        if _may_write(config):
-            stack.enter_context(run_lock.RunLock(workdir))
         watched = _watch(config, stack)
         devices = make_devices(config.strategy)  # before TensorFlow has computed anything
         stop = stack.enter_context(preemption.requests())
@@ -104,6 +102,8 @@ def session(config: TrainConfig, *, progress: bool = True) -> Iterator[Session]:
         settings = runs.settings_of(config, recipe, dataset)
         _say(watched, "comparing settings")
         _compare_workers(devices, settings)
+        if watched is None:
+            stack.enter_context(run_lock.RunLock(workdir))
         runs.check_same_run(workdir, settings, (type(config), type(recipe)))
         finished = runs.read_result(workdir, TrainResult)
         if finished is not None and progress and devices.is_chief:
@@ -113,11 +113,6 @@ def session(config: TrainConfig, *, progress: bool = True) -> Iterator[Session]:
             yield Session(
                 config, recipe, dataset, devices, settings, stop, watched, progress, finished
             )
-
-
-def _may_write(config: TrainConfig) -> bool:
-    """Whether this is the process that writes to the run's folder."""
-    return config.strategy != "multi_worker" or cluster.required(os.environ).is_chief
 
 
 def _images(config: TrainConfig) -> data.Dataset:
@@ -154,10 +149,12 @@ class WorkerFailed(Exception):
 
 
 def _watch(config: TrainConfig, stack: contextlib.ExitStack) -> watch.Watch | None:
-    """Of several workers: all of them are there when it returns."""
+    """Of several workers: all are there when it returns, and the folder is locked."""
     if config.strategy != "multi_worker":
         return None
     workers = cluster.required(os.environ)
+    if workers.is_chief:  # first: a second run would disturb the reports of the workers
+        stack.enter_context(run_lock.RunLock(Path(config.workdir)))
     watched = stack.enter_context(
         watch.Watch(
             Path(config.workdir) / "workers",
