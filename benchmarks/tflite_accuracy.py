@@ -26,6 +26,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from kapps import EvalTransform
 from kapps._errors import InputError
 from kapps._files import atomic_write
 from kapps.tflite.accuracy import evaluate_file
@@ -128,7 +129,7 @@ def top1(path: Path, net: str, variant: str) -> Top1:
     dataset = data.load("digits")
     right, images = {}, {}
     for split in ("validation", "test"):
-        pixels, labels = pipeline.images(dataset.split(split), SIZE)
+        pixels, labels = pipeline.images(dataset.split(split), EvalTransform(SIZE, 1.0, "bilinear"))
         found = evaluate_file(
             path, [(pixels, labels)], dataset="digits", split=split, model=net, variant=variant
         )

@@ -20,7 +20,7 @@ from mediapipe.tasks.python.vision.core.image_processing_options import ImagePro
 def central_square(image: np.ndarray) -> ImageProcessingOptions:
     height, width = image.shape[:2]
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
+    left, top = round((width - side) / 2), round((height - side) / 2)
     square = RectF(left / width, top / height, (top + side) / height, (left + side) / width)
     return ImageProcessingOptions(square)
 

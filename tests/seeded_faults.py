@@ -404,8 +404,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         ),
         Fault(
             "skipped-image-counts-in-evaluation",
-            "PADDING, np.int64)",
-            "0, np.int64)",
+            "np.full(len(row), PADDING, np.int64)",
+            "np.full(len(row), 0, np.int64)",
             ("test_pipeline.py -k bad_images",),
         ),
         Fault(
@@ -437,6 +437,12 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             "with self.average.swapped() if self.average else contextlib.nullcontext():",
             "with contextlib.nullcontext():",
             ("test_training.py -k average",),
+        ),
+        Fault(
+            "gradients-added-in-the-order-of-threads",
+            "*(part[:count] for part in parts)",
+            "*parts",
+            ("test_exactness.py",),
         ),
         Fault(
             "patience-counts-in-all",

@@ -31,7 +31,7 @@ def test_of_a_wide_image_both_take_the_central_square(mediapipe_agrees, tmp_path
     draw = np.random.default_rng(0)
     sizes = ((32, 64), (32, 47), (64, 32), (51, 32), (32, 32))
     images = [draw.integers(0, 256, (*size, 3), dtype="uint8") for size in sizes]
-    squares, _ = pipeline.images(_Images(images), 32)
+    squares, _ = pipeline.images(_Images(images), kapps.EvalTransform(32, 1.0, "bilinear"))
     path = tmp_path / "net.tflite"
     convert(model, path, verification=squares)
     (scores,) = mediapipe_agrees([path], images, squares).values()
@@ -47,5 +47,6 @@ def test_the_readme_takes_the_central_square():
     ]
     lines = "".join(kotlin.split())
     assert "valside=minOf(bitmap.width,bitmap.height)" in lines
-    assert "valleft=(bitmap.width-side)/2" in lines and "valtop=(bitmap.height-side)/2" in lines
+    for name, extent in (("left", "width"), ("top", "height")):  # halves to even, as torchvision
+        assert f"val{name}=Math.rint((bitmap.{extent}-side)/2.0).toInt()" in lines
     assert "RectF(left/width,top/height,(left+side)/width,(top+side)/height)" in lines

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import kapps
 from kapps.tflite import QUANTIZATIONS, Runner, read_metadata
 from kapps.tools import data, pipeline
 
@@ -23,6 +24,10 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def rows():
     return json.loads((DEMO / "report.json").read_text())
+
+
+def whole(size: int) -> kapps.EvalTransform:
+    return kapps.EvalTransform(size, 1.0, "bilinear")
 
 
 def test_rows(rows):
@@ -72,7 +77,7 @@ def test_accuracy_is_what_the_files_do(rows):
     source = data.load("digits").test
     for row in rows[:4:3]:
         runner = Runner(DEMO / row["file"])
-        images, labels = pipeline.images(source, runner.input_shape[1])
+        images, labels = pipeline.images(source, whole(runner.input_shape[1]))
         assert (runner.predict(images).argmax(axis=1) == labels).mean() == row["top1"]
 
 
@@ -80,7 +85,7 @@ def test_mediapipe_classifies_as_the_interpreter_does(rows, mediapipe_agrees):
     """Each float32 and int8 file, on held-out digits."""
     source = data.load("digits").test
     for size in (32, 64):
-        images, labels = (part[:30] for part in pipeline.images(source, size))
+        images, labels = (part[:30] for part in pipeline.images(source, whole(size)))
         files = [
             DEMO / row["file"]
             for row in rows

@@ -48,7 +48,40 @@ class NetworkAccuracy:
     images: int
 
 
-Result = NetworkAccuracy | Accuracy
+@dataclass(frozen=True)
+class Exit:
+    """One of the classifiers that a network may end at."""
+
+    name: str
+    images: int
+    """How many ended here."""
+    top1: float | None
+    """Of these, 0 to 1."""
+    macs: int
+    """What an image costs that ends here."""
+
+
+@dataclass(frozen=True)
+class ExitAccuracy:
+    """How a network does that ends at the first confident classifier."""
+
+    model: str
+    dataset: str
+    split: str
+    confidence: float
+    """The probability at which it ends."""
+    top1: float
+    macs: float
+    """Multiply-accumulate operations of an image, on average."""
+    whole_top1: float
+    """Of the main classifier alone."""
+    whole_macs: int
+    """Of the network without auxiliary classifiers."""
+    exits: tuple[Exit, ...]
+    images: int
+
+
+Result = NetworkAccuracy | Accuracy | ExitAccuracy
 
 
 def evaluate_run(workdir: str, images: Split, report: str | None = None) -> NetworkAccuracy:
@@ -64,14 +97,53 @@ def evaluate_run(workdir: str, images: Split, report: str | None = None) -> Netw
             report cannot be written.
     """
     run = runs.load_run(workdir)
-    dataset = data.load(
-        images.dataset or run.dataset,
-        run.data_dir if images.data_dir is None else images.data_dir,
-        nested=run.nested,
-    )
-    if dataset.class_names != run.class_names:
-        raise InputError(f"the run in {workdir} knows other classes than dataset {dataset.name!r}")
+    dataset = _dataset_of(run, workdir, images)
     return _evaluate(run.model, dataset, images, run.transform, report)
+
+
+def evaluate_exits(workdir: str, images: Split, confidence: float) -> ExitAccuracy:
+    """The model of a finished run, with its auxiliary classifiers as early exits.
+
+    Args:
+        workdir: the run's folder.
+        images: which.
+        confidence: the probability of the likeliest class at which an image ends, 0 to 1.
+
+    Raises:
+        InputError: there is no such run, or it was trained without auxiliary classifiers.
+    """
+    run = runs.load_run(workdir, auxiliary_heads=True)
+    exits = kapps.early_exits(run.model)
+    dataset = _dataset_of(run, workdir, images)
+    chosen = dataset.split(images.split)
+    outputs, labels = _predictions(run.model, _batches(chosen, run.transform, images), len(chosen))
+    shown = labels != pipeline.PADDING
+    labels = labels[shown]
+    probabilities = [outputs[each.output][shown] for each in exits]
+    predicted, taken = kapps.early_exit(probabilities, confidence)
+    right = predicted == labels
+    ended = [taken == place for place in range(len(exits))]
+    main = next(i for i, each in enumerate(exits) if each.output == 0)
+    return ExitAccuracy(
+        run.model.name,
+        dataset.name,
+        images.split,
+        confidence,
+        float(right.mean()),
+        float(np.mean([exits[place].macs for place in taken])),
+        float((probabilities[main].argmax(1) == labels).mean()),
+        kapps.profile(kapps.without_auxiliary_heads(run.model)).macs,
+        tuple(
+            Exit(
+                each.name,
+                int(here.sum()),
+                float(right[here].mean()) if here.any() else None,
+                each.macs,
+            )
+            for each, here in zip(exits, ended, strict=True)
+        ),
+        len(labels),
+    )
 
 
 def evaluate_weights(
@@ -151,12 +223,10 @@ def evaluate_tflite(
     if height != width:
         raise InputError(f"{path} takes {height} x {width} pixels: expected a square")
     chosen = dataset.split(images.split)
-    loader = pipeline.Loader(chosen, pipeline.EvaluationPixels(_cropped(transform, images)))
-    order = pipeline.evaluation_order(len(chosen), min(images.batch_size, max(len(chosen), 1)))
     with progress_bar(len(chosen), "image", "evaluating") as bar:
         return accuracy.evaluate_file(
             Path(path),
-            loader.batches(order),
+            _batches(chosen, transform, images),
             dataset=dataset.name,
             split=images.split,
             description=description,
@@ -168,15 +238,57 @@ def evaluate_tflite(
 
 def line(result: Result) -> str:
     """What a program says of it."""
+    if isinstance(result, ExitAccuracy):
+        return _exit_lines(result)
     of = f"on {result.dataset} {result.split}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f}"
     if isinstance(result, Accuracy):
         return f"{result.file} ({result.model}, {result.variant}) {of}, {result.images} images"
     return f"{result.model} {of}, loss {result.loss:.4f}, {result.images} images"
 
 
+def _exit_lines(result: ExitAccuracy) -> str:
+    share = result.macs / result.whole_macs
+    head = (
+        f"{result.model} on {result.dataset} {result.split}, ending at {result.confidence:g}: "
+        f"top-1 {result.top1:.4f} at {result.macs / 1e6:,.1f} million MACs on average, {share:.2f} "
+        f"of those of the whole, which has {result.whole_top1:.4f}; {result.images} images"
+    )
+    rows = [
+        f"  {each.name}: {each.images} images"
+        + ("" if each.top1 is None else f", top-1 {each.top1:.4f}")
+        + f", {each.macs / 1e6:,.1f} million MACs"
+        for each in result.exits
+    ]
+    return "\n".join([head, *rows])
+
+
 def figures(result: Result) -> dict[str, Any]:
     """What a program writes as JSON; that of a .tflite file `kapps-report` reads."""
     return accuracy.to_values(result) if isinstance(result, Accuracy) else asdict(result)
+
+
+def _dataset_of(run: runs.Run, workdir: str, images: Split) -> data.Dataset:
+    """What a run is evaluated on.
+
+    Raises:
+        InputError: there is no such data set, or it has other classes.
+    """
+    dataset = data.load(
+        images.dataset or run.dataset,
+        run.data_dir if images.data_dir is None else images.data_dir,
+        nested=run.nested,
+    )
+    if dataset.class_names != run.class_names:
+        raise InputError(f"the run in {workdir} knows other classes than dataset {dataset.name!r}")
+    return dataset
+
+
+def _batches(
+    chosen: data.Source, transform: kapps.EvalTransform, images: Split
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    loader = pipeline.Loader(chosen, pipeline.EvaluationPixels(_cropped(transform, images)))
+    order = pipeline.evaluation_order(len(chosen), min(images.batch_size, max(len(chosen), 1)))
+    return loader.batches(order)
 
 
 def _whole_square(size: int) -> kapps.EvalTransform:
@@ -226,9 +338,9 @@ def _report(
 ) -> class_figures.Scores:
     """Evaluates image by image, and writes what comes of it to the folder."""
     chosen = dataset.split(images.split)
-    loader = pipeline.Loader(chosen, pipeline.EvaluationPixels(transform))
-    order = pipeline.evaluation_order(len(chosen), min(images.batch_size, max(len(chosen), 1)))
-    probabilities, labels = _predictions(model, loader.batches(order), len(chosen))
+    (probabilities, *_), labels = _predictions(
+        model, _batches(chosen, transform, images), len(chosen)
+    )
     shown = np.flatnonzero(labels != pipeline.PADDING)
     probabilities, labels = probabilities[shown], labels[shown]
     evaluation_report.report(
@@ -245,17 +357,22 @@ def _report(
 
 def _predictions(
     model: keras.Model, batches: Iterable[tuple[np.ndarray, np.ndarray]], count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the model gives each place, (n, classes), and the labels, (n,)."""
-    infer = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32))
-    outputs = [np.zeros((0, model.output_shape[-1]), np.float32)]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """What each of the model's outputs gives each place, (n, classes), and the labels, (n,)."""
+
+    @tf.function
+    def infer(images: tf.Tensor) -> list[tf.Tensor]:
+        return [tf.cast(x, tf.float32) for x in keras.tree.flatten(model(images, training=False))]
+
+    found = [[np.zeros((0, output.shape[-1]), np.float32)] for output in model.outputs]
     truths = [np.zeros(0, np.int64)]
     with progress_bar(count, "image", "evaluating") as bar:
         for images, labels in batches:
-            outputs.append(infer(images).numpy())
+            for outputs, output in zip(found, infer(images), strict=True):
+                outputs.append(output.numpy())
             truths.append(labels)
             bar.update(int((labels != pipeline.PADDING).sum()))
-    return np.concatenate(outputs), np.concatenate(truths)
+    return [np.concatenate(outputs) for outputs in found], np.concatenate(truths)
 
 
 def _name(source: data.Source, index: int) -> str:

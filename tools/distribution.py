@@ -41,42 +41,50 @@ class Devices:
         """A step of a replica as one of all of them: from a `batch` to what the first returns.
 
         Within the step, `summed` and `update_each` reach the other replicas.
+
+        The step is compiled without knowing how many images a batch has. Where TensorFlow knows all
+        shapes, and expects a CPU to need more than 205 MB, Grappler's memory optimizer turns each
+        sum of three or more gradients (batch norm has one) into additions in the order in which
+        threads finish, and no two runs are alike.
         """
+
+        def of_replica(parts: Any, shared: Any, count: tf.Tensor) -> tf.Tensor:
+            return step(*(part[:count] for part in parts), *shared)
 
         # No XLA: it makes the training of convolutions on a CPU ten times slower.
         @tf.function(autograph=False)
         def of_all(batch: Any) -> tf.Tensor:
-            values = self._strategy.run(step, args=batch)
+            values = self._strategy.run(of_replica, args=batch)
             return self._strategy.experimental_local_results(values)[0]
 
         return of_all
 
-    def batch(self, shared: Sequence[np.ndarray], *parts: np.ndarray) -> tuple[Any, ...]:
-        """Arguments of a step.
+    def batch(
+        self, shared: Sequence[np.ndarray], *parts: np.ndarray
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
+        """What a compiled step takes.
 
         Args:
-            shared: what each replica gets whole.
-            parts: what this worker's replicas get equal parts of.
+            shared: what each replica gets whole, as its last arguments.
+            parts: what this worker's replicas get equal parts of, as their first arguments.
         """
+        each = len(parts[0]) // self.local_replicas if parts else 0
 
-        def value(context: Any, array: np.ndarray) -> tf.Tensor:
-            place = context.replica_id_in_sync_group - self.first_replica
-            each = len(array) // self.local_replicas
-            return tf.constant(array[place * each : (place + 1) * each])
+        def given(value: Callable[[int], np.ndarray | np.int32]) -> Any:
+            return self._strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(
+                    value(context.replica_id_in_sync_group - self.first_replica)
+                )
+            )
 
-        split = [
-            self._strategy.experimental_distribute_values_from_function(
-                lambda context, array=array: value(context, array)
-            )
-            for array in parts
-        ]
-        whole = [
-            self._strategy.experimental_distribute_values_from_function(
-                lambda context, array=array: tf.constant(array)
-            )
-            for array in shared
-        ]
-        return (*split, *whole)
+        def part(array: np.ndarray) -> Any:
+            return given(lambda place: array[place * each : (place + 1) * each])
+
+        def whole(array: np.ndarray) -> Any:
+            return given(lambda place: array)
+
+        count = given(lambda place: np.int32(each))
+        return tuple(map(part, parts)), tuple(map(whole, shared)), count
 
     def gathered(self, values: np.ndarray) -> np.ndarray:
         """What each worker has given: (workers, ...) of int64 (...)."""
@@ -85,7 +93,7 @@ class Devices:
         def gather(own: Any) -> tf.Tensor:
             return self._strategy.gather(own, axis=0)
 
-        own = self.batch([values[None]])[0]
+        own = self.batch([values[None]])[1][0]
         every = np.asarray(gather(own)) if self.replicas > 1 else values[None]
         return every[:: self.local_replicas]
 

@@ -44,6 +44,14 @@ _REPORT = flags.DEFINE_string(
     "folder for a page on what goes wrong: figures by class, the confusion matrix, and the worst "
     "mistakes with their images; of a run or of weights, not of --tflite",
 )
+_EXIT = flags.DEFINE_float(
+    "exit_confidence",
+    None,
+    "of a run with auxiliary classifiers: the probability at which an image ends at one of them; "
+    "tells the accuracy and what an image costs on average",
+    lower_bound=0,
+    upper_bound=1,
+)
 _JSON = cli.define_json()
 
 
@@ -64,6 +72,10 @@ def main(argv: list[str]) -> int | None:
         raise InputError("give either --workdir of a run, or --weights with --model and --dataset")
     if _WORKDIR.value is not None and _TFLITE.value is None and any([_MODEL.value, *given[1:]]):
         raise InputError("--model and --image_size belong to --weights; a run knows its own")
+    if _EXIT.value is not None and (
+        _WORKDIR.value is None or _TFLITE.value is not None or _REPORT.value is not None
+    ):
+        raise InputError("--exit_confidence is of a run: give --workdir, no --tflite or --report")
     start_keras()
     from kapps.tflite import evaluation
 
@@ -73,6 +85,8 @@ def main(argv: list[str]) -> int | None:
         result = evaluation.evaluate_tflite(
             _TFLITE.value, split, _WORKDIR.value, model=_MODEL.value, variant=_VARIANT.value
         )
+    elif _EXIT.value is not None:
+        result = evaluation.evaluate_exits(_WORKDIR.value, split, _EXIT.value)
     elif _WORKDIR.value is not None:
         result = evaluation.evaluate_run(_WORKDIR.value, split, _REPORT.value)
     else:

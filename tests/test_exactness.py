@@ -1,0 +1,30 @@
+"""The same command, run twice, ends with the same weights: before any test of a resume counts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# A batch of so many images, whose gradients Grappler added up in the order of the threads.
+COMMAND = (
+    "-m kapps.tools.train --model=CifarResNet --dataset=digits --image_size=32 --batch_size=128 "
+    "--epochs=1"
+)
+
+
+def test_the_same_command_gives_the_same_weights(tmp_path: Path) -> None:
+    """With all threads that a user has; the tests' own processes have one."""
+    alone = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in alone}
+    weights = set()
+    for run in ("one", "two"):
+        command = [sys.executable, *COMMAND.split(), f"--workdir={tmp_path / run}"]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        weights.add((tmp_path / run / "weights.safetensors").read_bytes())
+    assert len(weights) == 1
