@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+
+from kapps.tools import launch
 
 pytestmark = pytest.mark.slow
 
@@ -47,15 +47,6 @@ def finish(*processes: subprocess.Popen[str]) -> None:
             process.kill()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago: the operating system names them."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 def weights(folder: Path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(folder / "weights.safetensors")
 
@@ -66,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("runs")
     common = {"model": "TinyNet", "recipe": "shared"}
     local = start(2, strategy="none,mirrored", workdir=f"{root}/STRATEGY", **common)
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in launch.free_ports(2)]}
     workers = [
         start(
             1,
