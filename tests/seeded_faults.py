@@ -434,8 +434,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         ),
         Fault(
             "validation-without-the-average",
-            "with self.average.swapped() if self.average else contextlib.nullcontext():",
-            "with contextlib.nullcontext():",
+            "with averaged(self.average):",
+            "with averaged(None):",
             ("test_training.py -k average",),
         ),
         Fault(

@@ -117,6 +117,7 @@ def test_training_ends_after_good_epochs_in_a_row(
     loop = SimpleNamespace(
         recipe=recipe,
         steps_per_epoch=1,
+        batch_size=IMAGES,
         devices=SimpleNamespace(workers=1),
         optimizer=keras.optimizers.SGD(),
         average=None,

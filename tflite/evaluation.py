@@ -206,7 +206,7 @@ def evaluate_tflite(
     """
     description = accuracy.describe(path)  # first of all: it is quick
     height, width = description.image_size
-    name, data_dir, nested, transform = images.dataset, None, False, _whole_square(height)
+    name, data_dir, nested, transform = images.dataset, None, False, source.whole_square(height)
     if workdir is not None:
         run = runs.load_run(workdir)
         name, data_dir, nested = images.dataset or run.dataset, run.data_dir, run.nested
@@ -289,11 +289,6 @@ def _batches(
     loader = pipeline.Loader(chosen, pipeline.EvaluationPixels(_cropped(transform, images)))
     order = pipeline.evaluation_order(len(chosen), min(images.batch_size, max(len(chosen), 1)))
     return loader.batches(order)
-
-
-def _whole_square(size: int) -> kapps.EvalTransform:
-    """Of what is no run."""
-    return kapps.EvalTransform(size, 1.0, "bilinear")
 
 
 def _cropped(transform: kapps.EvalTransform, images: Split) -> kapps.EvalTransform:

@@ -84,8 +84,7 @@ def load_model(
         height, width = image_shape(model)[:2]
         if height != width:
             raise InputError(f"{saved} takes {height} x {width} pixels: expected a square")
-        transform = kapps.EvalTransform(height, 1.0, "bilinear")
-        return Model(model, names, Path(saved), None, None, transform)
+        return Model(model, names, Path(saved), None, None, whole_square(height))
     if name is None:
         raise InputError("--model must be given with --weights; --help lists the flags")
     assert weights is not None
@@ -104,11 +103,15 @@ def load_model(
 
 def evaluation_transform(model: keras.Model) -> kapps.EvalTransform:
     """As the weights were published, or else the network's default ones; or the whole square."""
-    size = model.input_shape[1]
     try:
         return kapps.eval_transform(model)
     except InputError:  # nobody has published any
-        return kapps.EvalTransform(size, 1.0, "bilinear")
+        return whole_square(model.input_shape[1])
+
+
+def whole_square(size: int) -> kapps.EvalTransform:
+    """Of what nothing is known of: the central square, at that size in pixels."""
+    return kapps.EvalTransform(size, 1.0, "bilinear")
 
 
 def build(

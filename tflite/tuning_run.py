@@ -174,7 +174,7 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
     before = top1(model)
     for phase in phases:
         keras.utils.set_random_seed(config.seed)  # where clusters start
-        steps = len(dataset.train) // (recipe.batch_size or 1) * recipe.epochs
+        steps = recipe.steps_per_epoch(len(dataset.train)) * recipe.epochs
         tuned = _tuned(phase, config, model, steps)
         history += _train(tuned, phase, gentle[phase], dataset, config.seed, workdir, progress)
         model = tuning.restore(tuned, model)
@@ -261,7 +261,7 @@ def _train(
             if isinstance(layer, tf_keras.layers.BatchNormalization):
                 layer.momentum = recipe.bn_momentum
     logits = tuning.logits(tuned)
-    schedule = training.make_schedule(recipe, len(dataset.train) // (recipe.batch_size or 1))
+    schedule = training.make_schedule(recipe, recipe.steps_per_epoch(len(dataset.train)))
     optimizer = training.make_recipe_optimizer(recipe, schedule, logits.trainable_variables)
     devices = make_devices("none")
     checkpoints = Checkpoints(

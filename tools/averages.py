@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -77,3 +78,8 @@ class Average:
             kept = ops.copy(weight)
             weight.assign(average)
             average.assign(kept)
+
+
+def averaged(average: Average | None) -> AbstractContextManager[None]:
+    """Within it the model has the averages for weights, where there are some."""
+    return contextlib.nullcontext() if average is None else average.swapped()

@@ -13,10 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 from kapps._errors import InputError, check_whole, one_line
 from kapps.tools import cluster
+from kapps.tools.preemption import handled
 from kapps.tools.watch import WORKER_FAILED
 
 _LAUNCHED = "KAPPS_LAUNCHED"
@@ -68,7 +68,9 @@ def run_workers(
             "Kubernetes); leave --num_workers out"
         )
     shares = _gpu_shares(workers, environ)
-    with _noting_signals() as received:
+    received: list[int] = []
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with handled(ends, lambda number, frame: received.append(number)):
         for left in range(max_restarts, -1, -1):
             with _started(command, shares, log_dir, environ) as team:
                 code = _finish(team, received, grace)
@@ -249,25 +251,6 @@ def _end(team: list[_Worker], number: int, grace: float) -> None:
                 "killed",
                 file=sys.stderr,
             )
-
-
-@contextlib.contextmanager
-def _noting_signals() -> Iterator[list[int]]:
-    """The signals to end that have come; those that are ignored, as under nohup, stay so."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _signal_name(number: int) -> str:

@@ -21,7 +21,7 @@ import kapps
 from kapps._errors import InputError
 from kapps.custom_layers import ImageNormalization
 from kapps.tools import data, distribution, layers, mixing, pipeline, steps
-from kapps.tools.averages import Average
+from kapps.tools.averages import Average, averaged
 from kapps.tools.checkpoints import Checkpoints
 from kapps.tools.metrics import Metrics
 from kapps.tools.preemption import Request, Stopped
@@ -75,13 +75,15 @@ class Loop:
         self.devices, self.model, self.optimizer = devices, model, optimizer
         self.recipe, self.dataset, self.seed = recipe, dataset, seed
         self.average = average
-        self.steps_per_epoch = len(dataset.train) // (recipe.batch_size or 1)
+        assert recipe.batch_size is not None
+        self.batch_size: int = recipe.batch_size
+        self.steps_per_epoch = recipe.steps_per_epoch(len(dataset.train))
         self._clock, self._loss_scale, self._bad = clock, loss_scale, bad
         self._teacher, self._distillation = teacher, distillation
         self.overflows = loss_scale is not None
         self._class_weights = self._weights_of_classes() if recipe.class_weights else None
         self._stage: int | None = None
-        self._rates = recipe
+        self._at_stage = recipe
         self.evaluation_transform = evaluation_transform(recipe)
         self._validation = pipeline.Loader(
             dataset.validation, pipeline.EvaluationPixels(self.evaluation_transform), bad=bad
@@ -99,7 +101,7 @@ class Loop:
         self._enter(self.recipe.stage_of(epoch))
         recipe, devices = self._at_stage, self.devices
         order = pipeline.training_order(
-            self.seed, epoch, len(self.dataset.train), recipe.batch_size or 1, recipe.repeats
+            self.seed, epoch, len(self.dataset.train), self.batch_size, recipe.repeats
         )
         share = pipeline.worker_share(
             order, devices.replicas, devices.first_replica, devices.local_replicas
@@ -115,24 +117,20 @@ class Loop:
         """Runs over the validation images, each once; `beat` is told the batches that are done."""
         devices, images = self.devices, len(self.dataset.validation)
         replicas = devices.replicas
-        batch_size = -(-min(self.recipe.batch_size or 1, images) // replicas) * replicas
+        batch_size = -(-min(self.batch_size, images) // replicas) * replicas
         order = pipeline.worker_share(
             pipeline.evaluation_order(images, batch_size),
             replicas,
             devices.first_replica,
             devices.local_replicas,
         )
-        sums = np.zeros(4)
-        with self.average.swapped() if self.average else contextlib.nullcontext():
-            for done, batch in enumerate(self._validation.batches(order), 1):
-                sums += self._evaluation_step(devices.batch([], *batch)).numpy()
-                beat(done)
-        return _evaluation(sums)
+        with averaged(self.average):
+            return _evaluated(devices, self._evaluation_step, self._validation, order, beat)
 
     def augmented(self, count: int) -> np.ndarray:
         """The first images of the first epoch as they are trained on: uint8 (count, h, w, 3)."""
         self._enter(0)
-        batch = min(count, self.recipe.batch_size or 1)
+        batch = min(count, self.batch_size)
         order = pipeline.training_order(self.seed, 0, len(self.dataset.train), batch)
         batches = self._loader.batches(order[:1], self.seed, 0)
         with contextlib.closing(batches):
@@ -143,9 +141,9 @@ class Loop:
         if stage == self._stage:
             return
         self._stage = stage
-        self._at_stage = recipe = self.recipe.at_stage(stage)
-        layers.set_rates(self.model, recipe, self._rates)
-        self._rates = recipe
+        recipe, before = self.recipe.at_stage(stage), self._at_stage
+        self._at_stage = recipe
+        layers.set_rates(self.model, recipe, before)
         assert recipe.image_size is not None
         pixels = pipeline.TrainingPixels(recipe, recipe.image_size, **colours(self.model))
         self._loader = pipeline.Loader(self.dataset.train, pixels, bad=self._bad, replace=True)
@@ -212,13 +210,21 @@ def evaluate(
     devices = distribution.make_devices("none")
     step = devices.compiled(steps.Evaluation(model, from_logits))
     order = pipeline.evaluation_order(len(source), min(batch_size, len(source)))
+    return _evaluated(devices, step, loader, order)
+
+
+def _evaluated(
+    devices: distribution.Devices,
+    step: Callable[..., tf.Tensor],
+    loader: pipeline.Loader,
+    order: np.ndarray,
+    beat: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """What a compiled `steps.Evaluation` finds; `beat` is told the batches that are done."""
     sums = np.zeros(4)
-    for batch in loader.batches(order):
+    for done, batch in enumerate(loader.batches(order), 1):
         sums += step(devices.batch([], *batch)).numpy()
-    return _evaluation(sums)
-
-
-def _evaluation(sums: np.ndarray) -> Evaluation:
+        beat(done)
     loss, top1, top5, images = (float(x) for x in sums)
     return Evaluation(top1 / images, top5 / images, loss / images, int(images))
 
@@ -257,11 +263,11 @@ def run_epochs(
         Stopped: there was a request to, and the state is saved.
     """
     recipe, state = loop.recipe, checkpoints.state
-    images = loop.steps_per_epoch * (recipe.batch_size or 1)
-    batch = recipe.batch_size or 1
+    images = loop.steps_per_epoch * loop.batch_size
     if not state.step:
         metrics.images("train/augmented", loop.augmented(16), 0)
-    with progress_bar(recipe.epochs * images, "img", initial=state.step * batch, show=show) as bar:
+    done = state.step * loop.batch_size
+    with progress_bar(recipe.epochs * images, "img", initial=done, show=show) as bar:
         epochs = _Epochs(loop, checkpoints, metrics, bar, save_every, stop or Request(), beat)
         while state.epoch < recipe.epochs and not _is_enough(state.good_epochs, recipe):
             bar.set_description(f"{title} epoch {state.epoch + 1}/{recipe.epochs}")
@@ -272,7 +278,7 @@ def run_epochs(
                 state.plateau = dataclasses.asdict(lowered)
                 scale.assign(lowered.scale)
             if best is not None and row["validation_top1"] > state.best_top1:
-                with loop.average.swapped() if loop.average else contextlib.nullcontext():
+                with averaged(loop.average):
                     kapps.save_weights(loop.model, best, evaluation=loop.evaluation_transform)
             state.best_top1 = max(state.best_top1, row["validation_top1"])
             metrics.write("epoch", {"epoch": state.epoch, "step": state.step, **row})
@@ -306,7 +312,7 @@ class _Epochs:
         self._loop, self._checkpoints, self._metrics = loop, checkpoints, metrics
         self._bar, self._save_every, self._stop, self._beat = bar, save_every, stop, beat
         self._asked, self._lost = False, 0
-        self._batch = loop.recipe.batch_size or 1
+        self._batch = loop.batch_size
 
     def run(self) -> dict[str, float]:
         """Finishes the epoch that was begun; returns its figures, which the state then has."""

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kapps._errors import InputError
+from kapps.tools.history import METRICS
 from kapps.tools.json_files import finite
 
 
@@ -25,7 +26,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, writes: bool, title: str = "") -> None:
-        self._path = folder / "metrics.jsonl" if writes else None
+        self._path = folder / METRICS if writes else None
         self._part = {"phase": title} if title else {}
         self._writer = (
             tf.summary.create_file_writer(os.fspath(folder / "tensorboard" / title))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -31,8 +32,14 @@ PADDING = -1
 Batch = tuple[np.ndarray, np.ndarray]
 """Images, uint8 (n, size, size, 3) in 0..255, and labels, int64 (n,)."""
 
-Transform = Callable[[Any, np.random.Generator], np.ndarray]
-"""A picture of a source to the uint8 pixels (size, size, 3) that the network takes."""
+
+class Transform(Protocol):
+    """A picture of a source to the uint8 pixels (size, size, 3) that the network takes."""
+
+    @property
+    def size(self) -> int: ...
+
+    def __call__(self, picture: Any, random: np.random.Generator) -> np.ndarray: ...
 
 
 def training_order(
@@ -125,11 +132,15 @@ class TrainingPixels:
             )
         return pixels
 
+    @functools.cached_property
+    def _whole(self) -> EvalTransform:
+        recipe = self.recipe
+        return EvalTransform(self.size, recipe.crop or 1.0, recipe.interpolation or "bilinear")
+
     def _part(self, picture: Any, random: np.random.Generator) -> Image.Image:
         recipe, size = self.recipe, self.size
         if recipe.train_crop in ("none", "shift"):
-            whole = EvalTransform(size, recipe.crop or 1.0, recipe.interpolation or "bilinear")
-            image = Image.fromarray(whole(pictures.read(picture)))
+            image = Image.fromarray(self._whole(pictures.read(picture)))
             if recipe.train_crop == "shift":
                 image = augment.pad_shift(image, random, recipe.pad, fill=self.fill)
             return image
@@ -258,7 +269,7 @@ class Loader:
     def _begin(
         self, executor: ThreadPoolExecutor, row: np.ndarray, key: tuple[int, int]
     ) -> tuple[Batch, list[Future[None]]]:
-        size = self._transform.size  # type: ignore[attr-defined]
+        size = self._transform.size
         batch = np.zeros((len(row), size, size, 3), np.uint8), np.full(len(row), PADDING, np.int64)
 
         def fill(part: range) -> None:

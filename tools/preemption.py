@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 SECONDS_TO_SAVE = 30
@@ -50,18 +50,30 @@ def requests() -> Iterator[Request]:
             timers.append(timer)
 
     timers: list[threading.Timer] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, note)
+    in_main = threading.current_thread() is threading.main_thread()  # others may set no handler
     try:
-        yield request
+        with handled((signal.SIGTERM, signal.SIGHUP) if in_main else (), note):
+            yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for timer in timers:
             timer.cancel()
+
+
+@contextlib.contextmanager
+def handled(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Within it these signals go to the handler; one that is ignored, as under nohup, stays so."""
+    before = {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, signal.SIG_DFL if was is None else was)  # None: set in C
 
 
 def _give_up(number: int) -> None:

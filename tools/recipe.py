@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Collection
 from typing import Any
@@ -128,7 +129,7 @@ class Recipe:
     )
     crop_area: float = _setting(0.08, "smallest share of the area that random keeps", _PART)
     crop_aspect: float = _setting(4 / 3, "largest ratio of sides that random keeps", _AT_LEAST_ONE)
-    pad: int = _setting(4, "pixels at each side of shift, at the network's size")
+    pad: int = _setting(4, "pixels at each side of shift, at the network's size", _NOT_NEGATIVE)
     scales: tuple[float, ...] = _setting(
         (256 / 224, 480 / 224), "range of the shorter side of scale, in sides of the window"
     )
@@ -161,7 +162,7 @@ class Recipe:
         0.0, "of randaugment-increasing: standard deviation of the magnitude", _NOT_NEGATIVE
     )
     erasing: float = _setting(0.0, "share of the images of which a part is erased", _SHARE)
-    cutout: int = _setting(0, "side of the square that cutout covers, pixels")
+    cutout: int = _setting(0, "side of the square that cutout covers, pixels", _NOT_NEGATIVE)
     mixup: float = _setting(0.0, "alpha of mixup's Beta distribution; 0 for none", _NOT_NEGATIVE)
     cutmix: float = _setting(0.0, "alpha of CutMix's Beta distribution; 0 for none", _NOT_NEGATIVE)
     mix_probability: float = _setting(1.0, "share of the batches that are mixed", _SHARE)
@@ -264,6 +265,11 @@ class Recipe:
             batch *= 2
         return dataclasses.replace(self, batch_size=batch)
 
+    def steps_per_epoch(self, images: int) -> int:
+        """The whole batches in so many training images; the batch size has to be known."""
+        assert self.batch_size is not None
+        return images // self.batch_size
+
     def local(self) -> Recipe:
         """The same recipe at a size that runs in seconds on a CPU, to see that it runs at all."""
         share = min(2, self.epochs) / self.epochs
@@ -300,10 +306,9 @@ def settings() -> dict[str, tuple[Any, str, tuple[str, ...]]]:
 
     The type is that of the values, or of the members of a tuple, without None.
     """
-    hints = typing.get_type_hints(Recipe)
     return {
         field.name: (
-            _kind(hints[field.name]),
+            _kind(_hints()[field.name]),
             field.metadata["help"],
             field.metadata["choices"],
         )
@@ -320,14 +325,14 @@ def _kind(hint: Any) -> Any:
     return members[0] if members else hint
 
 
-_HINTS: dict[str, Any] = {}
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Recipe)
 
 
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value as Python's own number or text, which can be written to config.json."""
-    if not _HINTS:
-        _HINTS.update(typing.get_type_hints(Recipe))
-    name, hint = field.name, _HINTS[field.name]
+    name, hint, within = field.name, _hints()[field.name], field.metadata["range"]
     kind = _kind(hint)
     if value is None and type(None) in typing.get_args(hint):
         return None
@@ -344,13 +349,10 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
             raise unknown(name, value, field.metadata["choices"])
         return value
     if kind is int:
-        least = 0 if name in ("cutout", "pad") else 1
         if not is_whole(value):
             raise InputError(f"{name} must be a whole number, not {value!r}")
-        if int(value) < least:
-            raise InputError(f"{name} must be at least {least}, not {value!r}")
-        return int(value)
-    return _number(name, value, field.metadata["range"])
+        return int(_number(name, value, within or _AT_LEAST_ONE))
+    return _number(name, value, within)
 
 
 def _number(name: str, value: Any, within: tuple[Callable[[float], bool], str] | None) -> float:

@@ -93,8 +93,8 @@ class Training:
                 loss, hits = self._loss(*part, mix)
                 scaled = loss * scale / self._recipe.batch_size
             found = tape.gradient(scaled, variables, unconnected_gradients="zero")
-            together = zip(gradients or [0] * len(found), found, strict=True)
-            gradients = [a + b for a, b in together] if parts > 1 else found
+            together = zip(gradients, found, strict=True)
+            gradients = [a + b for a, b in together] if gradients else found
             sums += tf.stack([loss, hits])
         return sums, gradients
 

@@ -22,7 +22,7 @@ import kapps
 from kapps._errors import InputError
 from kapps._evaluation import evaluation_of
 from kapps.tools import cluster, data, layers, pipeline, preemption, run_lock, runs, watch
-from kapps.tools.averages import Average
+from kapps.tools.averages import Average, averaged
 from kapps.tools.checkpoints import Checkpoints, State, by_path
 from kapps.tools.distribution import Devices, make_devices
 from kapps.tools.json_files import write_json
@@ -40,7 +40,7 @@ __all__ = ["Loop", "check_batch_size", "evaluate", "run_epochs", "train"]
 _SILENCE = 8.0  # seconds
 # Weights of 16 bits do not notice small steps: Micikevicius et al. 2018, "Mixed Precision
 # Training", section 3.1.
-_DTYPE_POLICIES = ("float32", "float64", "mixed_bfloat16", "mixed_float16")
+_DTYPE_POLICIES = ("float32", "float64", "mixed_bfloat16")
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
@@ -96,7 +96,9 @@ def session(config: TrainConfig, *, progress: bool = True) -> Iterator[Session]:
         devices = make_devices(config.strategy)  # before TensorFlow has computed anything
         stop = stack.enter_context(preemption.requests())
         _say(watched, "listing the images")
-        dataset = _images(config)
+        dataset = data.load(
+            config.dataset, config.data_dir, nested=config.nested, on_bad_image=config.on_bad_image
+        )
         recipe = recipe.for_images(len(dataset.train))
         check_batch_size(recipe.batch_size, dataset, config.dataset)
         settings = runs.settings_of(config, recipe, dataset)
@@ -106,7 +108,10 @@ def session(config: TrainConfig, *, progress: bool = True) -> Iterator[Session]:
             stack.enter_context(run_lock.RunLock(workdir))
         runs.check_same_run(workdir, settings, (type(config), type(recipe)))
         finished = runs.read_result(workdir, TrainResult)
-        if finished is not None and progress and devices.is_chief:
+        if finished is None:
+            _say(watched, "checking images")
+            _check_images(config, dataset)
+        elif progress and devices.is_chief:
             print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
         stack.enter_context(_policy(policy))
         with _failed_workers_named(watched):
@@ -115,15 +120,11 @@ def session(config: TrainConfig, *, progress: bool = True) -> Iterator[Session]:
             )
 
 
-def _images(config: TrainConfig) -> data.Dataset:
-    """The data set, of which the images that are looked at late can be read."""
-    dataset = data.load(
-        config.dataset, config.data_dir, nested=config.nested, on_bad_image=config.on_bad_image
-    )
+def _check_images(config: TrainConfig, dataset: data.Dataset) -> None:
+    """Refuses damaged images of those that are looked at late, unless they are to be skipped."""
     if config.on_bad_image == "error" and (damaged := data.check(dataset)):
         more = f", and {len(damaged) - 1} more" if damaged[1:] else ""
         raise InputError(f"{damaged[0]}{more}; or go on without: --on_bad_image=skip")
-    return dataset
 
 
 @contextlib.contextmanager
@@ -197,7 +198,7 @@ def run(
     devices, settings, watched = begun.devices, begun.settings, begun.watched
     workdir, chief = Path(config.workdir), devices.is_chief
     show = begun.progress and chief
-    steps = len(dataset.train) // (recipe.batch_size or 1)
+    steps = recipe.steps_per_epoch(len(dataset.train))
     _say(watched, "building the network")
     with devices.scope():
         keras.utils.set_random_seed(config.seed)
@@ -289,7 +290,7 @@ def finish(
     )
     if average is not None and folder is not None:
         kapps.save_weights(model, folder / "last.safetensors", evaluation=transform)
-    with average.swapped() if average else contextlib.nullcontext():
+    with averaged(average):
         if folder is not None:
             kapps.save_weights(model, weights, evaluation=transform)
             write_json(
@@ -416,11 +417,11 @@ def _dtype_policy(recipe: Recipe) -> str:
     if recipe.precision is not None:
         return recipe.precision
     name: str = keras.config.dtype_policy().name
-    if name not in _DTYPE_POLICIES[:3]:
+    if name not in _DTYPE_POLICIES:
         raise InputError(
             f"the dtype policy {name} (of keras.json's floatx, or of "
             "keras.config.set_dtype_policy) is not one to train in: small gradients and steps are "
-            f"lost; choose {', '.join(_DTYPE_POLICIES[:3])}, or the precision mixed_float16, which "
+            f"lost; choose {', '.join(_DTYPE_POLICIES)}, or the precision mixed_float16, which "
             "scales its loss"
         )
     return name

@@ -86,11 +86,10 @@ def _compare_files(files: list[str]) -> int:
     if height != width:
         raise InputError(f"{files[0]} takes {height} x {width} pixels: expected a square")
     start_keras()  # which reading images takes as well
-    import kapps
     from kapps.tflite import source as sources
 
     count, data_dir = _IMAGES.value, _DATA_DIR.value
-    whole = kapps.EvalTransform(height, 1.0, "bilinear")
+    whole = sources.whole_square(height)
     images = sources.draw_images(_DATASET.value, "validation", count, whole, data_dir)
     found = compare_files(files[0], files[1], images, time_limit=_TIME_LIMIT.value)
     told = [f"{printable(f)}: {q}" for f, q in zip(files, found.quantizations, strict=True)]
