@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 
 def module_of(program: str) -> str:
     """Where the program `kapps-<program>` lies, below kapps."""
-    package = "tools" if program in ("plot", "summary", "train") else "tflite.programs"
+    package = "tools" if program in ("finetune", "plot", "summary", "train") else "tflite.programs"
     return f"{package}.{program}"
 
 

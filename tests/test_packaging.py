@@ -107,7 +107,7 @@ def test_metadata(wheel):
 
 
 PROGRAMS = {
-    **{program: f"kapps.tools.{program}" for program in ("plot", "summary", "train")},
+    **{program: f"kapps.tools.{program}" for program in ("finetune", "plot", "summary", "train")},
     **{
         program: f"kapps.tflite.programs.{program}"
         for program in (

@@ -151,6 +151,8 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
         raise InputError(f"the run in {config.init_from} knows other classes than {run.dataset!r}")
     settings = {
         **runs.settings_of(_train_config(config, start["model"], run, recipe), recipe, dataset),
+        # With these it is built again.
+        **{name: start[name] for name in ("arguments", "cut_at") if start.get(name)},
         "learning_rates": {phase: each.learning_rate for phase, each in gentle.items()},
         "init_from": str(Path(config.init_from).resolve()),
         "init_sha256": _weights_sum(config.init_from),

@@ -11,49 +11,20 @@ SIGTERM or SIGHUP, of which the last two save first; 75 where another worker fai
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from kapps.tools import cli, launch, recipe_flags, watch
+from kapps.tools import cli, launch, recipe_flags, run_flags, watch
 from kapps.tools.streams import start_keras
 
-# A flag for each field of runs.TrainConfig, by its name.
-_MODEL = flags.DEFINE_string("model", None, "network, such as MobileNetV3Small")
-_DATASET = flags.DEFINE_string(
-    "dataset",
-    None,
-    "digits, synthetic, folder:PATH (a sub-folder a class), tfrecord:PATH, or a TFDS name",
-)
-flags.DEFINE_string("data_dir", None, "where the TensorFlow data sets lie")
-flags.DEFINE_boolean("nested", False, "whether folders within class folders are classes too")
-flags.DEFINE_enum(
-    "on_bad_image", "error", ["error", "skip"], "what to do about an image that cannot be read"
-)
-flags.DEFINE_float("max_bad_images", 0.01, "largest share of a split that is skipped")
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; several machines share it")
-_STRATEGY = flags.DEFINE_enum(
-    "strategy",
-    "none",
-    ["none", "mirrored", "multi_worker", "tpu"],
+_MODEL, _DATASET, _WORKDIR = run_flags.define(
+    "file of weights, or tag of published ones, to start from",
+    ("none", "mirrored", "multi_worker", "tpu"),
     "one device, all GPUs, the machines of TF_CONFIG or of Slurm, or a TPU",
 )
-flags.DEFINE_integer(
-    "seed", 0, "of weights, order and augmentation", lower_bound=0, upper_bound=2**32 - 1
-)
-flags.DEFINE_string("weights", None, "file of weights, or tag of published ones, to start from")
-flags.DEFINE_string("arguments", None, "further ones of the network, such as depth=56,aux=True")
-flags.DEFINE_integer(
-    "checkpoint_every", None, "steps between checkpoints, beside that of each epoch", lower_bound=1
-)
-flags.DEFINE_integer("keep_checkpoints", 3, "how many last ones stay", lower_bound=1)
-flags.DEFINE_string("teacher", None, "folder of a finished run to learn from too (distillation)")
-flags.DEFINE_float("distillation", 0.5, "the teacher's share of the loss", 0, 1)
-flags.DEFINE_float("temperature", 4.0, "that softens the teacher's answers", 0)
-flags.DEFINE_boolean("histograms", False, "whether TensorBoard shows the weights of each epoch")
 flags.DEFINE_float("start_timeout", 300, "seconds for all workers to be there", 0)
 flags.DEFINE_float("step_timeout", 600, "seconds for a step of several workers", 0)
 
@@ -82,11 +53,7 @@ def main(argv: list[str]) -> int | None:
     start_keras()
     from kapps.tools import preemption, runs, training
 
-    names = {field.name for field in dataclasses.fields(runs.TrainConfig)} - {"recipe"}
-    config = runs.TrainConfig(
-        **{name: flags.FLAGS[name].value for name in names},
-        recipe=recipe.local() if _LOCAL.value else recipe,
-    )
+    config = run_flags.config(runs.TrainConfig, recipe.local() if _LOCAL.value else recipe)
     try:
         result = training.train(config)
     except preemption.Stopped as stopped:
