@@ -34,11 +34,11 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+from photographs import write_photographs
 from PIL import Image
 
 SIZE = 224  # pixels
 SIZES = ((500, 375), (640, 480), (1000, 750), (2000, 1500), (4000, 3000))
-QUALITIES = (75, 90)
 
 Read = Callable[[bytes], object]
 
@@ -56,7 +56,7 @@ def main() -> None:
         serve(Path(options.serve), torchvision_read())
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_photographs(Path(folder))
+        write_photographs(Path(folder), SIZES)
         command = [options.torch_python, __file__, "--torch_python=", f"--serve={folder}"]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as peer:
@@ -66,20 +66,6 @@ def main() -> None:
             for size in SIZES:
                 print(row(Path(folder), size, peer, options.rounds), flush=True)
             peer.stdin.close()
-
-
-def write_photographs(folder: Path) -> None:
-    from sklearn.datasets import load_sample_images
-
-    for number, photo in enumerate(load_sample_images().images):
-        for width, height in SIZES:
-            if width < photo.shape[1]:
-                image = Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC)
-            else:
-                more = [(0, height - photo.shape[0]), (0, width - photo.shape[1]), (0, 0)]
-                image = Image.fromarray(np.pad(photo, more, mode="symmetric"))
-            for quality in QUALITIES:
-                image.save(folder / f"{width}-{number}-{quality}.jpg", quality=quality)
 
 
 def torchvision_read() -> Read:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
+# Programs in kapps.tools; the others are in kapps.tflite.programs.
+TOOLS = ("data_worker", "finetune", "plot", "summary", "train")
+
 
 class Answer(NamedTuple):
     code: int | str | None
@@ -19,7 +22,7 @@ class Answer(NamedTuple):
 
 def module_of(program: str) -> str:
     """Where the program `kapps-<program>` lies, below kapps."""
-    package = "tools" if program in ("finetune", "plot", "summary", "train") else "tflite.programs"
+    package = "tools" if program in TOOLS else "tflite.programs"
     return f"{package}.{program}"
 
 

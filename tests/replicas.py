@@ -3,20 +3,25 @@
     python tests/replicas.py OUTPUT.npz
 
 By hand: gradients summed and clipped, a step, and the average of the weights; one step is left
-out, as where gradients of 16 bits overflow. A process of its own, since TensorFlow divides the CPU
-before it does anything else.
+out, as where gradients of 16 bits overflow. And by manifold mixup. A process of its own, since
+TensorFlow divides the CPU before it does anything else.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kapps.tools import distribution, optimizers
+from kapps.tools import distribution, optimizers, steps
 from kapps.tools.averages import Average
+from kapps.tools.layers import Clock
+from kapps.tools.manifold import MixedForward
+from kapps.tools.mixing import Mix
+from kapps.tools.recipes import RECIPES
 from kapps.tools.schedules import Schedule
 
 BATCH, STEPS, LEFT_OUT = 8, 4, 1
@@ -72,6 +77,32 @@ def train(devices: distribution.Devices, name: str) -> dict[str, np.ndarray]:
     return found
 
 
+def train_mixed(devices: distribution.Devices) -> dict[str, np.ndarray]:
+    """Weights after manifold mixup at each place, with the statistics of mixed batches."""
+    keras.utils.set_random_seed(0)
+    recipe = dataclasses.replace(
+        RECIPES["default"], batch_size=BATCH, optimizer="sgd", manifold_mixup=2.0
+    )
+    with devices.scope():
+        model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255)])
+        for _ in range(2):
+            model.add(keras.layers.Conv2D(4, 3, 2, "same"))
+            model.add(keras.layers.BatchNormalization(synchronized=True))
+        model.add(keras.layers.GlobalAveragePooling2D())
+        model.add(keras.layers.Dense(2))
+        schedule = Schedule("constant", 0.05, epochs=1, steps_per_epoch=3)
+        optimizer = optimizers.make_optimizer("sgd", schedule, model.trainable_variables)
+    clock = Clock(optimizer, 1, devices.replicas)
+    forward = MixedForward(model)
+    step = devices.compiled(steps.Training(model, optimizer, clock, recipe, forward=forward))
+    random = np.random.default_rng(0)
+    for place in range(3):
+        images = random.integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
+        shared = [Mix(0.3, place=place).vector(), np.zeros(1, np.float32)]
+        step(devices.batch(shared, images, random.integers(0, 2, BATCH)))
+    return _values(model.weights)
+
+
 def _values(variables: list[keras.Variable]) -> dict[str, np.ndarray]:
     for variable in variables:
         copies = [np.asarray(copy) for copy in getattr(variable.value, "values", ())]
@@ -84,12 +115,15 @@ def main(output: str) -> None:
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
+    # One of each: TensorFlow numbers a second strategy's sums as it did the first one's.
+    strategies = {name: distribution.make_devices(name) for name in ("none", "mirrored")}
     found = {}
     # One that counts steps, and one that does not divide by the size of the gradient.
-    for optimizer in ("lamb", "sgd"):
-        for strategy in ("none", "mirrored"):
+    for optimizer in ("lamb", "sgd", "mixed"):
+        for strategy, devices in strategies.items():
             keras.backend.clear_session()  # layers are numbered anew
-            for key, value in train(distribution.make_devices(strategy), optimizer).items():
+            values = train_mixed(devices) if optimizer == "mixed" else train(devices, optimizer)
+            for key, value in values.items():
                 found[f"{strategy}/{optimizer}/{key}"] = value
     np.savez(output, **found)
 

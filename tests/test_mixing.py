@@ -114,6 +114,26 @@ def test_one_of_both_is_drawn_with_its_probability(seed):
     assert mixing.draw(random, (100, 100), 0, 0) == Mix()
 
 
+def test_the_share_and_the_place_of_manifold_mixup(seed):
+    """Beta at places that are equally probable, of the share of the batches that is asked for."""
+    random, draws = np.random.default_rng(seed), 4000
+    drawn = [mixing.draw_manifold(random, 2.0, 3, 0.8) for _ in range(draws)]
+    chosen = [mix for mix in drawn if mix != Mix()]
+    assert_share(len(chosen), draws, 0.8)
+    assert_distribution([mix.share for mix in chosen], "beta", 2.0, 2.0)
+    for place in range(3):
+        assert_share(sum(mix.place == place for mix in chosen), len(chosen), 1 / 3)
+
+
+def test_a_mix_within_the_network_leaves_the_images():
+    images, targets = batch()
+    actual, labels = mixed(Mix(0.75, place=2), images, targets)
+    np.testing.assert_array_equal(actual, images)
+    np.testing.assert_array_equal(labels, 0.75 * targets + 0.25 * swapped(targets))
+    vector = Mix(0.75, place=2).vector()
+    assert [float(mixing.share_at(vector, place)) for place in (1, 2, 3)] == [1.0, 0.75, 1.0]
+
+
 def test_no_mix_changes_nothing():
     images, targets = batch()
     for actual, expected in zip(mixed(Mix(), images, targets), (images, targets), strict=True):
@@ -155,7 +175,7 @@ def test_the_step_is_compiled_once_and_keeps_types_and_shapes():
         input_signature=[
             tf.TensorSpec((None, 6, 8, 3), "float16"),
             tf.TensorSpec((None, 4), "float32"),
-            tf.TensorSpec((6,), "float32"),
+            tf.TensorSpec((7,), "float32"),
         ]
     )
     def step(images, targets, vector):

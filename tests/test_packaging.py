@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from programs import TOOLS
 
 import kapps
 
@@ -107,7 +108,7 @@ def test_metadata(wheel):
 
 
 PROGRAMS = {
-    **{program: f"kapps.tools.{program}" for program in ("finetune", "plot", "summary", "train")},
+    **{program: f"kapps.tools.{program}" for program in TOOLS},
     **{
         program: f"kapps.tflite.programs.{program}"
         for program in (
@@ -128,18 +129,20 @@ def test_commands(wheel):
     parsed = configparser.ConfigParser()
     parsed.read_string(dist_info(wheel, "entry_points.txt"))
     assert dict(parsed["console_scripts"]) == {
-        f"kapps-{program}": f"{module}:run" for program, module in PROGRAMS.items()
+        f"kapps-{program.replace('_', '-')}": f"{module}:run"
+        for program, module in PROGRAMS.items()
     }
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_program_tells_its_flags(program, tmp_path):
-    installed = Path(INSTALLED).parent / f"kapps-{program}"
+    name = f"kapps-{program.replace('_', '-')}"
+    installed = Path(INSTALLED).parent / name
     shown = subprocess.run(
         [installed, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert shown.returncode == 0, shown.stderr
-    assert f"usage: kapps-{program}" in shown.stdout
+    assert f"usage: {name}" in shown.stdout
 
 
 @pytest.mark.slow

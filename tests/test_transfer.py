@@ -284,17 +284,63 @@ def test_what_ends_early_leaves_no_features(start: Start, tmp_path: Path) -> Non
         ours.features("train", Source(), [(PIXELS, 0)], np.arange(100))
     assert not list(tmp_path.iterdir())
 
-    asked = Request()
-    asked.number = signal.SIGTERM
-    with pytest.raises(Stopped, match="ended by SIGTERM"):
-        dataclasses.replace(ours, stop=asked).features(
-            "t", few().train, [(PIXELS, 0)], np.arange(9)
-        )
-    assert not list(tmp_path.iterdir())
-
     skipping = dataclasses.replace(ours, bad=pipeline.BadImages(True, 0.1))
     found = skipping.features("train", Source(), [(PIXELS, 0)], np.arange(100))
     assert list(np.flatnonzero(found.labels == pipeline.PADDING)) == [70]
+
+
+def test_features_go_on_where_they_were_asked_to_end(
+    start: Start, tmp_path: Path, monkeypatch
+) -> None:
+    """In each pass once, to the bit what they would have been; what is done is not read again."""
+    monkeypatch.setattr(frozen, "_BATCH", 32)
+    compiled, asked, read = frozen._compiled, Request(), []
+
+    @dataclasses.dataclass(frozen=True)
+    class Noisy:
+        size = 16
+
+        def __call__(self, picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
+            read.append(1)
+            return PIXELS(picture, random) // 2 + random.integers(0, 128, dtype=np.uint8)
+
+    def features(folder: str, batches: int | None = None) -> Features:
+        """Asked to end in the midst of the last one of so many batches."""
+        left = [batches]
+
+        def ending(model: keras.Model):
+            step = compiled(model)
+
+            def counted(images):
+                left[0] = None if left[0] is None else left[0] - 1
+                asked.number = signal.SIGTERM if left[0] == 0 else None
+                return step(images)
+
+            return counted
+
+        monkeypatch.setattr(frozen, "_compiled", ending)
+        read.clear()
+        ours = dataclasses.replace(cache(start, tmp_path / folder), stop=asked)
+        passes = [(Noisy(), 0), (Noisy(), 1)]
+        return ours.features("train", few().train, passes, np.arange(100), seed=3)
+
+    whole = features("whole")
+    with pytest.raises(Stopped, match="ended by SIGTERM, 32 of 200 features train are saved; the"):
+        features("parts", 1)
+    with pytest.raises(Stopped, match="164 of 200 features train are saved"):
+        features("parts", 5)  # the three that were left of the first pass, of 4 images the last
+    resumed = features("parts")
+    assert len(read) == 36
+    np.testing.assert_array_equal(resumed.values, whole.values)
+    np.testing.assert_array_equal(resumed.labels, whole.labels)
+    assert len(list((tmp_path / "parts").iterdir())) == 2  # values and labels, and no part
+
+    with pytest.raises(Stopped):
+        features("damaged", 2)
+    (part,) = (tmp_path / "damaged").glob("*.part.npz")
+    part.write_bytes(part.read_bytes()[:-100])
+    np.testing.assert_array_equal(features("damaged").values, whole.values)
+    assert len(read) == 200
 
 
 def test_further_copies_are_augmented_and_differ(start: Start, tmp_path: Path) -> None:
@@ -303,7 +349,7 @@ def test_further_copies_are_augmented_and_differ(start: Start, tmp_path: Path) -
         phases="head",
         feature_copies=3,
         keep_features=True,
-        recipe={"train_crop": "random"},
+        recipe={"train_crop": "random", "crop_area": 0.08},
     )
     finetune(config, progress=False)
     one, two, three = np.split(cached(tmp_path, "train"), 3)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -54,9 +57,10 @@ class State(tf.train.experimental.PythonState):
 class Checkpoints:
     """The last states of a run on disk: all variables of model and optimizer, and the state.
 
-    TensorFlow's CheckpointManager writes them: the one writer of several that lost nothing when it
-    was killed in mid-write. Which one is the last is read from the files themselves and not from
-    the manager's record, so that a user can delete a damaged one.
+    TensorFlow writes them, into a folder of their own, and they are moved to their place when they
+    are complete, the index last: where TensorFlow writes an index it empties it first, and a run
+    that was killed in between left one that could not be read. Which one is the last is read from
+    the files themselves and not from TensorFlow's record, so that a user can delete a damaged one.
 
     Args:
         folder: of the files, which are numbered by step.
@@ -74,6 +78,14 @@ class Checkpoints:
     ) -> None:
         self.state = State()
         self.folder, self._devices, self._kept = folder, devices, kept
+        # All workers take part in saving, but only the chief's files are to last. The others' name
+        # is the same at the next start, which so finds what was left.
+        place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+        self._unfinished = (
+            folder / "unfinished"
+            if devices.is_chief
+            else Path(tempfile.gettempdir(), f"kapps-{place}-{devices.worker}")
+        )
         self._checkpoint = tf.train.Checkpoint(
             state=self.state, **{name: dict(group) for name, group in variables.items() if group}
         )
@@ -106,33 +118,57 @@ class Checkpoints:
                 f"the workers do not see the same checkpoints: {self.folder} ends with step "
                 f"{self.state.step} here; --workdir must be a folder that all workers share"
             )
+        with contextlib.suppress(OSError):  # saving will tell
+            self._remove_leftovers()
 
     def save(self) -> None:
-        """Writes the variables and the state. To be called by all workers.
+        """Writes the variables and the state. To be called by all workers, after `restore`.
 
         Raises:
             InputError: they cannot be written; the earlier ones are untouched.
         """
-        # All workers take part in saving, but only the chief's files are to last.
-        chief = self._devices.is_chief
-        folder = self.folder if chief else Path(tempfile.mkdtemp(prefix="kapps-"))
+        folder = self.folder if self._devices.is_chief else self._unfinished.parent
         try:
-            if chief:
-                folder.mkdir(parents=True, exist_ok=True)
-                for leftover in folder.glob("ckpt-*_temp"):  # of a run that was killed in here
-                    shutil.rmtree(leftover, ignore_errors=True)
+            self._unfinished.mkdir(mode=0o700, parents=True)  # fails where it is someone else's
             manager = tf.train.CheckpointManager(
-                self._checkpoint, str(folder), max_to_keep=self._kept, checkpoint_name="ckpt"
+                self._checkpoint, str(self._unfinished), max_to_keep=1, checkpoint_name="ckpt"
             )
             manager.save(checkpoint_number=self.state.step)
+            if self._devices.is_chief:
+                self._publish()
+            self._remove_leftovers()
         except (tf.errors.OpError, OSError) as error:
             raise InputError(
                 f"cannot write a checkpoint to {folder}: {reason(error)}; make room there, and run "
                 "the same command again"
             ) from error
         finally:
-            if not chief:
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    def _publish(self) -> None:
+        """Moves the files to their place: a checkpoint is there when its index is."""
+        name = f"ckpt-{self.state.step}"
+        files = [*self._unfinished.glob(f"{name}.data-*"), self._unfinished / f"{name}.index"]
+        for file in files:
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        for file in (*files, self._unfinished / "checkpoint"):  # TensorFlow's record
+            os.replace(file, self.folder / file.name)
+
+    def _remove_leftovers(self) -> None:
+        """All but the last checkpoints, and what a run that was killed has left."""
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        if not self._devices.is_chief:
+            return
+        last = {f"ckpt-{step}" for step in sorted(self._steps())[-self._kept :]}
+        for pattern in ("ckpt-*.index", "ckpt-*.data-*"):  # without index it is no checkpoint
+            for file in self.folder.glob(pattern):
+                if file.name.rpartition(".")[0] not in last:
+                    file.unlink(missing_ok=True)
+        for folder in self.folder.glob("ckpt-*_temp"):  # of earlier versions, as is the next
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in self.folder.glob("checkpoint.tmp*"):
+            file.unlink(missing_ok=True)
 
     def _steps(self) -> list[int]:
         names = (path.name for path in self.folder.glob("ckpt-*.index"))

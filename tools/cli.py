@@ -185,7 +185,7 @@ def write_figures(values: Any, json: flags.FlagHolder[str | None]) -> None:
 def _program() -> str:
     """The console script's name, also for `python -m`: kapps-train."""
     stem = Path(sys.argv[0]).stem.replace("_", "-")
-    return stem if stem.startswith("kapps") else f"kapps-{stem}"
+    return stem if stem.startswith("kapps") else f"kapps-{stem.replace('_', '-')}"
 
 
 def _tell(program: str, message: str) -> None:

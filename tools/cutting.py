@@ -102,6 +102,21 @@ def borders(model: keras.Model) -> list[Any]:
     ]
 
 
+def stage_ends(model: keras.Model) -> list[Any]:
+    """The calls that end a stage, in the order of execution: the last border at each stride.
+
+    A stem, which lies before the first block, is no stage of its own.
+    """
+    found, blocks, ends = borders(model), _blocks(model), []
+    for _, tensor in sorted(pyramid(model).items()):
+        made = ancestors(model, tensor)
+        before = {id(node) for node in made}
+        last = [node for node in found if id(node) in before][-1:]
+        if not blocks or any(_block_of(node.operation.name, blocks) for node in made):
+            ends += [node for node in last if node not in ends]
+    return ends
+
+
 def _place(model: keras.Model, at: str) -> Any:
     found = borders(model)
     if at.isdecimal():

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ class FeatureCache:
     """Features of pictures in files of a folder, each named by all that it depends on.
 
     A file is there as a whole or not at all, so that a run that was killed leaves none by half; one
-    of other weights, pictures or transforms has another name.
+    of other weights, pictures or transforms has another name. A run that is asked to end leaves
+    what it has in a file of its own, to go on from.
     """
 
     folder: Path
@@ -113,7 +115,7 @@ class FeatureCache:
 
         Raises:
             InputError: a picture cannot be read, or the disk is full.
-            Stopped: there was a request to.
+            Stopped: there was a request to, and the features so far are saved.
         """
         key = self._key(source, passes, chosen, seed)
         path = self.folder / f"{title}-{key}.npy"
@@ -122,14 +124,17 @@ class FeatureCache:
         known = _read(path, np.dtype(np.float32), shape)
         labels = _read(beside, np.dtype(np.int64), shape[:1])
         if known is None or labels is None:
+            part = self.folder / f"{title}-{key}.part.npz"
             labels = np.full(shape[:1], pipeline.PADDING, np.int64)
             with atomic_write(path) as temporary:
                 values = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-                self._compute(title, source, passes, chosen, seed, values, labels)
+                done = _take_up(part, values, labels)
+                self._compute(title, source, passes, chosen, seed, values, labels, done, part)
                 values.flush()
                 del values
                 with atomic_write(beside) as other:
                     np.save(other, labels)
+            part.unlink(missing_ok=True)
             known = np.load(path, mmap_mode="r")
         return Features(known, labels)
 
@@ -142,23 +147,33 @@ class FeatureCache:
         seed: int,
         values: np.ndarray,
         labels: np.ndarray,
+        at: int,
+        part: Path,
     ) -> None:
+        """Fills values and labels from row `at` on; leaves `part` where the run is to end."""
         step = _compiled(self.model)
         order = pipeline.evaluation_order(len(chosen), min(_BATCH, len(chosen)))
+        at -= at % len(chosen) % order.shape[1]  # of another version, in other batches
         places = np.where(order == pipeline.PADDING, order, chosen[order])
-        at = 0
-        with progress_bar(len(values), "img", f"features {title}", show=self.show) as bar:
-            for transform, epoch in passes:
+        with progress_bar(
+            len(values), "img", f"features {title}", initial=at, show=self.show
+        ) as bar:
+            for number, (transform, epoch) in enumerate(passes):
+                # The batches of this pass that are done, or more where all are.
+                first = -(-max(at - number * len(chosen), 0) // order.shape[1])
                 loader = pipeline.Loader(source, transform, bad=self.bad)
-                with contextlib.closing(loader.batches(places, seed, epoch)) as batches:
-                    for row, (images, found) in zip(order, batches, strict=True):
+                with contextlib.closing(loader.batches(places[first:], seed, epoch)) as batches:
+                    for row, (images, found) in zip(order[first:], batches, strict=True):
                         count = int((row != pipeline.PADDING).sum())
                         values[at : at + count] = step(tf.constant(images)).numpy()[:count]
                         labels[at : at + count] = found[:count]
                         at += count
                         bar.update(count)
                         if self.stop.number is not None:
-                            raise Stopped(self.stop.number, 0)
+                            with atomic_write(part) as temporary:
+                                np.savez(temporary, values=values[:at], labels=labels[:at])
+                            saved = f"{at} of {len(values)} features {title} are saved"
+                            raise Stopped(self.stop.number, saved)
 
     def _key(
         self,
@@ -193,6 +208,18 @@ def _read(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarra
     except (OSError, ValueError, EOFError):
         return None
     return array if array.dtype == dtype and array.shape == shape else None
+
+
+def _take_up(path: Path, values: np.ndarray, labels: np.ndarray) -> int:
+    """Fills in what an earlier run has left in a file; returns how many rows."""
+    try:
+        # numpy leaves a file that it opened itself, and that is damaged, open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as left:
+            found, classes = left["values"], left["labels"]
+        values[: len(found)], labels[: len(found)] = found, classes
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return 0
+    return len(found)
 
 
 def _identity(source: data.Source) -> bytes:

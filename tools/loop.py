@@ -23,6 +23,8 @@ from kapps.custom_layers import ImageNormalization
 from kapps.tools import data, distribution, layers, mixing, pipeline, steps
 from kapps.tools.averages import Average, averaged
 from kapps.tools.checkpoints import Checkpoints
+from kapps.tools.data_service import ServiceLoader
+from kapps.tools.manifold import MixedForward
 from kapps.tools.metrics import Metrics
 from kapps.tools.preemption import Request, Stopped
 from kapps.tools.progress import progress_bar
@@ -54,6 +56,7 @@ class Loop:
         teacher: gives logits to be learned from too.
         distillation: the teacher's share, and the temperature.
         bad: what to do about images that cannot be read.
+        data_service: the address of one that reads the training images.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Loop:
         teacher: keras.Model | None = None,
         distillation: tuple[float, float] = (0.5, 4.0),
         bad: pipeline.BadImages | None = None,
+        data_service: str | None = None,
     ) -> None:
         self.devices, self.model, self.optimizer = devices, model, optimizer
         self.recipe, self.dataset, self.seed = recipe, dataset, seed
@@ -80,6 +84,9 @@ class Loop:
         self.steps_per_epoch = recipe.steps_per_epoch(len(dataset.train))
         self._clock, self._loss_scale, self._bad = clock, loss_scale, bad
         self._teacher, self._distillation = teacher, distillation
+        self._service = data_service
+        self._check_mixing()
+        self._forward = MixedForward(model) if recipe.manifold_mixup else None
         self.overflows = loss_scale is not None
         self._class_weights = self._weights_of_classes() if recipe.class_weights else None
         self._stage: int | None = None
@@ -146,7 +153,11 @@ class Loop:
         layers.set_rates(self.model, recipe, before)
         assert recipe.image_size is not None
         pixels = pipeline.TrainingPixels(recipe, recipe.image_size, **colours(self.model))
-        self._loader = pipeline.Loader(self.dataset.train, pixels, bad=self._bad, replace=True)
+        self._loader = (
+            pipeline.Loader(self.dataset.train, pixels, bad=self._bad, replace=True)
+            if self._service is None
+            else ServiceLoader(self._service, self.dataset, pixels, bad=self._bad)
+        )
         self._step = self.devices.compiled(
             steps.Training(
                 self.model,
@@ -158,13 +169,33 @@ class Loop:
                 class_weights=self._class_weights,
                 teacher=self._teacher,
                 distillation=self._distillation,
+                forward=self._forward,
             )
         )
 
+    def _check_mixing(self) -> None:
+        """Refuses parts of a batch in which an image has no neighbour, and a teacher of others."""
+        if self._teacher is not None and self.recipe.manifold_mixup:
+            raise InputError(
+                "a teacher sees images that are not mixed, and manifold_mixup mixes what the "
+                "network makes of them; give --mixup in its place"
+            )
+        parts = self.devices.replicas * self.recipe.accumulate
+        if self.recipe.mixes and self.batch_size % (2 * parts):
+            raise InputError(
+                f"images are mixed in pairs, and a batch of {self.batch_size} has {parts} parts "
+                f"(replicas times accumulate); choose a --batch_size that is a multiple of "
+                f"{2 * parts}"
+            )
+
     def _mix(self, epoch: int, step: int, size: int) -> mixing.Mix:
         recipe = self._at_stage
+        random = np.random.default_rng([self.seed, epoch, step, _MIX])
+        if self._forward is not None:
+            alpha, places = recipe.manifold_mixup, self._forward.places
+            return mixing.draw_manifold(random, alpha, places, recipe.mix_probability)
         return mixing.draw(
-            np.random.default_rng([self.seed, epoch, step, _MIX]),
+            random,
             (size, size),
             recipe.mixup,
             recipe.cutmix,
@@ -369,7 +400,7 @@ class _Epochs:
         if self._asked or (self._loop.devices.workers == 1 and self._stop.number is not None):
             # Only one of the workers may have been sent the signal.
             number = self._stop.number or signal.SIGTERM
-            raise Stopped(int(number), self._checkpoints.state.step)
+            raise Stopped(int(number), f"step {self._checkpoints.state.step} is saved")
 
     def _flag(self) -> float:
         return 0.0 if self._stop.number is None else 1.0

@@ -31,13 +31,18 @@ class Mix:
     left: int = 0
     bottom: int = 0
     right: int = 0
+    place: int = 0
+    """Where in the network it happens: 0 at its input, else at the end of that stage, from 1."""
 
     def vector(self) -> np.ndarray:
-        """What `apply` takes, float32 (6,): share of pixels, share of the label, and the box."""
+        """What `apply` and `share_at` take, float32 (7,).
+
+        The share of pixels, the share of the label, the box, and the place.
+        """
         boxed = self.bottom > self.top and self.right > self.left
-        of_pixels = 1.0 if boxed else self.share
-        numbers = [of_pixels, self.share, self.top, self.left, self.bottom, self.right]
-        return np.array(numbers, np.float32)
+        of_pixels = 1.0 if boxed or self.place else self.share
+        box = [self.top, self.left, self.bottom, self.right]
+        return np.array([of_pixels, self.share, *box, self.place], np.float32)
 
 
 def draw(
@@ -66,6 +71,24 @@ def draw(
     if mixup > 0 and (cutmix <= 0 or random.random() >= switch):
         return Mix(random.beta(mixup, mixup))
     return _cutmix(random, size, random.beta(cutmix, cutmix))
+
+
+def draw_manifold(
+    random: np.random.Generator, alpha: float, places: int, probability: float = 1.0
+) -> Mix:
+    """A mix for one batch, at one of some places in the network.
+
+    Verma et al. 2019, "Manifold Mixup", section 3, with one draw for the batch.
+
+    Args:
+        alpha: The share is Beta(alpha, alpha).
+        places: All are as probable; the first one is the input.
+        probability: That of a batch to be mixed at all.
+    """
+    if random.random() >= probability:
+        return Mix()
+    place = int(random.integers(places))
+    return Mix(random.beta(alpha, alpha), place=place)
 
 
 def _cutmix(random: np.random.Generator, size: tuple[int, int], share: float) -> Mix:
@@ -103,15 +126,23 @@ def apply(images: Any, targets: Any, vector: Any) -> tuple[Any, Any]:
 def mix_features(x: Any, share: Any) -> Any:
     """`share` of each row of a batch, with 1 - share of its neighbour.
 
-    At a layer inside of the network, with the targets mixed alike, it is manifold mixup (Verma et
-    al. 2019, "Manifold Mixup: Better Representations by Interpolating Hidden States").
-
     Args:
         x: Floating point, (n, ...), n even.
         share: A scalar, 0 to 1.
     """
     share = ops.cast(share, x.dtype)
     return share * x + (1 - share) * _neighbours(x)
+
+
+def share_at(vector: Any, place: int) -> Any:
+    """The image's own weight, 0 to 1, at a place of the network; 1 if another one is mixed.
+
+    Args:
+        vector: `Mix.vector()`, as an array or a tensor.
+        place: from 1.
+    """
+    vector = ops.convert_to_tensor(vector, "float32")
+    return ops.where(ops.equal(vector[6], place), vector[1], 1.0)
 
 
 def _neighbours(x: Any) -> Any:

@@ -17,11 +17,10 @@ SECONDS_TO_SAVE = 30
 class Stopped(Exception):
     """A signal has ended a run, whose state is saved: the same call goes on from there."""
 
-    def __init__(self, number: int, step: int) -> None:
+    def __init__(self, number: int, saved: str) -> None:
+        """Takes the signal, and what is saved as a clause: "step 12 is saved"."""
         name = signal.Signals(number).name
-        super().__init__(
-            f"ended by {name}, step {step} is saved; the same command goes on from there"
-        )
+        super().__init__(f"ended by {name}, {saved}; the same command goes on from there")
         self.code = 128 + number
         """The exit code of a program that ends by it."""
 

@@ -165,6 +165,12 @@ class Recipe:
     cutout: int = _setting(0, "side of the square that cutout covers, pixels", _NOT_NEGATIVE)
     mixup: float = _setting(0.0, "alpha of mixup's Beta distribution; 0 for none", _NOT_NEGATIVE)
     cutmix: float = _setting(0.0, "alpha of CutMix's Beta distribution; 0 for none", _NOT_NEGATIVE)
+    manifold_mixup: float = _setting(
+        0.0,
+        "alpha of the Beta distribution of mixup at the input or the end of one of the first two "
+        "stages, by turns drawn by chance; 0 for none",
+        _NOT_NEGATIVE,
+    )
     mix_probability: float = _setting(1.0, "share of the batches that are mixed", _SHARE)
     mix_switch: float = _setting(0.5, "share of CutMix where mixup is in use too", _SHARE)
     repeats: int = _setting(1, "how often an image is in a batch, augmented anew each time")
@@ -229,6 +235,11 @@ class Recipe:
             raise InputError(
                 f"mixup and CutMix mix pairs: batch_size {batch} divided by accumulate must be even"
             )
+        if self.manifold_mixup and (self.mixup or self.cutmix):
+            raise InputError(
+                "manifold_mixup mixes at the input as well, and takes the place of mixup and "
+                "cutmix: set those to 0, or manifold_mixup"
+            )
         for name, _ in self.start:
             if name not in _GROWING:
                 raise unknown("setting that grows", name, _GROWING)
@@ -238,7 +249,7 @@ class Recipe:
     @property
     def mixes(self) -> bool:
         """Whether images of a batch are mixed."""
-        return bool(self.mixup or self.cutmix)
+        return bool(self.mixup or self.cutmix or self.manifold_mixup)
 
     def stage_of(self, epoch: int) -> int:
         """The stage, from 0, that an epoch, from 0, belongs to: parts of equal length."""

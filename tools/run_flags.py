@@ -59,6 +59,9 @@ def define(weights: str, strategies: Sequence[str], strategy: str) -> RunFlags:
     )
     flags.DEFINE_float("distillation", 0.5, "the teacher's share of the loss", 0, 1)
     flags.DEFINE_float("temperature", 4.0, "that softens the teacher's answers", 0)
+    flags.DEFINE_string(
+        "data_service", None, "grpc://HOST:PORT of a tf.data service that reads training images"
+    )
     flags.DEFINE_boolean("histograms", False, "whether TensorBoard shows the weights of each epoch")
     return RunFlags(model, dataset, workdir)
 

@@ -15,9 +15,15 @@ from types import TracebackType
 from kapps._errors import InputError, one_line
 from kapps.tools.json_files import read_json, to_json
 
+_WEIGHTS = ("best.safetensors", "last.safetensors", "weights.safetensors")
+_FILES = ("config.json", "head.json", "result.json", *_WEIGHTS, *(f"{w}.sha256" for w in _WEIGHTS))
+_RANDOM = "[a-z0-9_]" * 8  # of tempfile
+
 
 class RunLock:
     """Keeps other processes out of a run's folder: a context manager.
+
+    What a process that was killed was just writing there is removed.
 
     The kernel holds it, on the file `lock`, and lets it go when the process ends in whatever way.
     The file says who holds it. It stays: were it removed, one process could hold the old file while
@@ -53,6 +59,7 @@ class RunLock:
             os.close(descriptor)
             raise
         self._say(descriptor, to_json(_me()))
+        self._remove_leftovers()
         return self
 
     def __exit__(
@@ -92,6 +99,18 @@ class RunLock:
                 print(f"{one_line(who)}; waiting for its end", file=sys.stderr)
             told = True
             time.sleep(min(1.0, self._patience / 10))
+
+    def _remove_leftovers(self) -> None:
+        """The temporary files of `kapps._files.atomic_write`.
+
+        Only those of a run's own files: other programs may be writing theirs into the folder.
+        """
+        names = [Path(name) for name in _FILES]
+        patterns = [f".{name.stem}-{_RANDOM}{''.join(name.suffixes)}" for name in names]
+        for pattern in (*patterns, f"features/.*-{_RANDOM}*.npy"):
+            for leftover in self._path.parent.glob(pattern):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
     def _holder(self) -> dict[str, object]:
         """Empty in the moment in which it has the lock, and has not written yet."""

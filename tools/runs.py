@@ -84,6 +84,9 @@ class TrainConfig:
     """Seconds in which all workers have to be there."""
     step_timeout: float = 600.0
     """Seconds in which a step of several workers has to end."""
+    data_service: str | None = None
+    """The dispatcher, grpc://HOST:PORT, of the workers that read the training images; see
+    `kapps.tools.data_service`. None: this process does."""
 
     def resolved(self) -> Recipe:
         """The recipe, with the network's own size where it has none.
@@ -240,7 +243,7 @@ def no_random_classifier(remedy: str) -> Iterator[None]:
         raise InputError(f"{warning}; {remedy}") from warning
 
 
-_MACHINES = ("workdir", "strategy", "start_timeout", "step_timeout", "recipe")
+_MACHINES = ("workdir", "strategy", "start_timeout", "step_timeout", "data_service", "recipe")
 _NO_MATTER = (
     "keep_checkpoints",
     "checkpoint_every",

@@ -15,6 +15,7 @@ import tensorflow as tf
 from kapps.tools import distribution, mixing, optimizers
 from kapps.tools.averages import Average
 from kapps.tools.layers import Clock
+from kapps.tools.manifold import MixedForward
 from kapps.tools.pipeline import PADDING
 from kapps.tools.recipe import Recipe
 
@@ -32,6 +33,7 @@ class Training:
         teacher: gives logits that are to be learned from too, of the same images.
         distillation: the share of the loss that the teacher has, and its temperature: Hinton et al.
             2015, "Distilling the Knowledge in a Neural Network", section 2.
+        forward: of the model, where hidden states are mixed too.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Training:
         class_weights: np.ndarray | None = None,
         teacher: keras.Model | None = None,
         distillation: tuple[float, float] = (0.5, 4.0),
+        forward: MixedForward | None = None,
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._clock, self._recipe = clock, recipe
         self._average, self._scale = average, loss_scale
         self._weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         self._teacher, (self._share, self._temperature) = teacher, distillation
+        self._forward = forward
         self._auxiliary = tuple(getattr(model, "auxiliary_weights", ()))
 
     def __call__(
@@ -122,9 +126,12 @@ class Training:
         if recipe.mixes:
             images, targets = mixing.apply(tf.cast(images, tf.float32), targets, mix)
         smooth = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
-        main, *others = (
-            tf.cast(x, tf.float32) for x in keras.tree.flatten(self._model(images, training=True))
+        outputs = (
+            self._model(images, training=True)
+            if self._forward is None
+            else self._forward(images, mix)
         )
+        main, *others = (tf.cast(x, tf.float32) for x in keras.tree.flatten(outputs))
         losses = self._of_images(main, smooth)
         for weight, logits in zip(self._auxiliary, others, strict=True):
             losses += weight * self._of_images(logits, smooth)

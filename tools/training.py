@@ -230,6 +230,7 @@ def run(
         teacher=_teacher(config, dataset),
         distillation=(config.distillation, config.temperature),
         bad=pipeline.BadImages(config.on_bad_image == "skip", config.max_bad_images),
+        data_service=config.data_service,
     )
     checkpoints = Checkpoints(
         workdir / "checkpoints",

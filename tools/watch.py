@@ -101,6 +101,8 @@ class Watch:
         self._now = self._entered = time.monotonic()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(f".{self._files[self._index].stem}-*.json"):
+                leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
             self._look(first=True)
             self._write()
         except OSError as error:
