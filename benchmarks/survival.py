@@ -5,10 +5,11 @@
 kapps-train is started as by a user, as often without interruption as --pairs says (the second time
 beside two processes that keep the cores busy): where those differ, this ends with exit code 1.
 Then each of the kinds of `KINDS` begins in a fresh folder and gets SIGKILL at a moment that is
-drawn evenly from the time that the uninterrupted run took. What is in the folder then has to be
-readable. The same command goes on; every second run is killed once more on its way. At the end, to
-the byte, the weights are those of the uninterrupted run, and the figures of all epochs; and the
-folder and TMPDIR have the same files as there.
+drawn evenly from the time that the uninterrupted run took: by turns of two runs from that between
+its first step and its last one, which else is little beside that of TensorFlow's start, and from
+the whole. What is in the folder then has to be readable. The same command goes on; every second run
+is killed once more on its way. At the end, to the byte, the weights are those of the uninterrupted
+run, and the figures of all epochs; and the folder and TMPDIR have the same files as there.
 
 A run notes each step that it has done, by a sitecustomize.py on PYTHONPATH that looks on as the
 progress bar is moved: steps that were done before a kill, and come after the checkpoint that the
@@ -56,6 +57,7 @@ AVX2 = {  # as on a processor that knows no more
 ALONE = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 SPY = """
 import os
+import time
 from tqdm import tqdm
 
 update = tqdm.update
@@ -64,7 +66,7 @@ def noted(self, n=1):
     shown = update(self, n)
     if not self.disable:
         with open(os.environ["SURVIVAL_STEPS"], "a") as file:
-            file.write(f"{self.n}\\n")
+            file.write(f"{self.n} {time.time()}\\n")
     return shown
 
 tqdm.update = noted
@@ -157,7 +159,12 @@ class Folder:
         notes = self._notes / f"steps{start or self._starts}"
         if not notes.exists():
             return []
-        return [round(float(line)) // BATCH for line in notes.read_text().splitlines()]
+        return [round(float(n)) // BATCH for n, _ in self._noted(notes)]
+
+    def training_seconds(self) -> float:
+        """From the first to the last step of the first start."""
+        times = [float(when) for _, when in self._noted(self._notes / "steps1")]
+        return times[-1] - times[0]
 
     def repeated(self) -> int:
         """How many steps of earlier starts the last one has done again, or will."""
@@ -168,6 +175,12 @@ class Folder:
     @property
     def weights(self) -> Path:
         return self.files / "run" / "weights.safetensors"
+
+    @staticmethod
+    def _noted(notes: Path) -> list[list[str]]:
+        """How many images, and when; the last line may be cut short."""
+        lines = notes.read_text().splitlines(keepends=True)
+        return [line.split() for line in lines if line.endswith("\n")]
 
     @property
     def _log(self) -> Path:
@@ -264,7 +277,9 @@ class Bench:
             folder = Folder(root / str(attempt))
             attempt += 1
             for _ in range(1 + number % 2):
-                if not self._kill_one(folder, kind, draws, seconds, outcome):
+                in_training = number // 2 % 2 == 0
+                most = whole.training_seconds() if in_training else seconds
+                if not self._kill_one(folder, kind, draws, most, in_training, outcome):
                     break
         code = folder.start(kind.flags, dict(kind.environment)).wait()
         outcome.seconds = time.monotonic() - begun
@@ -278,10 +293,18 @@ class Bench:
         return outcome
 
     def _kill_one(
-        self, folder: Folder, kind: Kind, draws: random.Random, seconds: float, outcome: Outcome
+        self,
+        folder: Folder,
+        kind: Kind,
+        draws: random.Random,
+        seconds: float,
+        in_training: bool,
+        outcome: Outcome,
     ) -> bool:
         """Starts the command and kills it; whether it had not ended before."""
         process = folder.start(kind.flags, dict(kind.environment))
+        while in_training and process.poll() is None and not folder.steps():
+            time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(draws.uniform(0, seconds))
         if process.poll() is not None:
@@ -371,10 +394,11 @@ def page(options: argparse.Namespace, same: list[str], kills: list[str]) -> str:
         "",
         "## With SIGKILL",
         "",
-        f"At moments drawn evenly from a run's duration; `--checkpoint_every={EVERY}`, of 9 steps "
-        "an epoch. The same command goes on. Of several workers the launcher is killed, or one of "
-        "them. Busy: processes beside that never rest. In training: after the first step of a "
-        "start. Identical: all weights and the figures of every epoch.",
+        "At moments drawn evenly from a run's duration, or from that of its steps; "
+        f"`--checkpoint_every={EVERY}`, of 9 steps an epoch. The same command goes on. Of several "
+        "workers the launcher is killed, or one of them. Busy: processes beside that never rest. "
+        "In training: after the first step of a start. Identical: all weights and "
+        "the figures of every epoch.",
         "",
         "| Network | Workers | Killed | Busy | Instructions | Runs | Kills | In training "
         "| Identical | Most steps repeated | Unreadable files | Leftovers | Seconds |",

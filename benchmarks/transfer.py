@@ -23,11 +23,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import importlib.util
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -38,6 +35,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+from machine import measured_on
 from PIL import Image, ImageOps
 
 import kapps
@@ -67,7 +65,7 @@ def main() -> int:
     parser.add_argument("--weights", default=None)
     parser.add_argument("--pictures", default=None)
     parser.add_argument("--output", default=None, help="Markdown; by default it is printed")
-    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96], help="pixels")
     parser.add_argument("--epochs", type=int, nargs="+", default=[3, 8])
     parser.add_argument("--seeds", type=int, default=4)
     options = parser.parse_args()
@@ -86,17 +84,18 @@ def main() -> int:
             tasks["CIFAR-10"] = str(pictures)
         rows = []
         for task, source in tasks.items():
-            results: dict[int, list[tuple[float, ...]]] = {count: [] for count in options.epochs}
+            cases = [(size, count) for size in options.sizes for count in options.epochs]
+            results: dict[tuple[int, int], list[tuple[float, ...]]] = {case: [] for case in cases}
             for seed in range(options.seeds):
                 dataset = source
                 if task == "CIFAR-10":
                     dataset = write_cifar(Path(source), folder / f"cifar{seed}", seed)
-                for count, found in results.items():
-                    work = folder / f"{task}-{seed}-{count}"
-                    found.append(compare(task, dataset, start, work, seed, count, options.size))
-                    print(task, count, seed, found[-1], file=sys.stderr, flush=True)
-            rows += [row(task, count, np.array(found)) for count, found in results.items()]
-        seconds = epochs(tasks["digits"], start, folder / "features", options.size)
+                for (size, count), found in results.items():
+                    work = folder / f"{task}-{seed}-{size}-{count}"
+                    found.append(compare(task, dataset, start, work, seed, count, size))
+                    print(task, size, count, seed, found[-1], file=sys.stderr, flush=True)
+            rows += [row(task, *case, np.array(found)) for case, found in results.items()]
+        seconds = epochs(tasks["digits"], start, folder / "features", options.sizes[0])
     text = page(options, rows, seconds)
     if options.output:
         Path(options.output).write_text(text, encoding="utf-8")
@@ -233,41 +232,36 @@ def epochs(dataset: str, start: str, folder: Path, size: int) -> tuple[float, fl
     return uncached, (time.perf_counter() - begun) / head.passes, head.passes
 
 
-def row(task: str, count: int, results: np.ndarray) -> str:
+def row(task: str, size: int, count: int, results: np.ndarray) -> str:
     def cell(column: np.ndarray) -> str:
         return f"{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})"
 
     cells = " | ".join(cell(column) for column in results.T)
     margins = " | ".join(f"{(column - results[:, 0]).mean():+.3f}" for column in results.T[2:])
-    return f"| {task} | {count} | {cells} | {margins} |"
+    return f"| {task} | {size} | {count} | {cells} | {margins} |"
 
 
 def page(options: argparse.Namespace, rows: list[str], seconds: tuple[float, float, int]) -> str:
     uncached, cached, passes = seconds
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("keras", "tensorflow", "scikit-learn")
-    )
     lines = [
         "# Transfer learning",
         "",
-        f"`benchmarks/transfer.py`, {datetime.date.today()}, on {len(os.sched_getaffinity(0))} "
-        f"cores of {platform.machine()}, Python {platform.python_version()}, {versions}: "
-        f"EfficientNetLite0 with ImageNet's weights, {options.size} px. Top-1 on held-out images, "
-        f"mean and range of {options.seeds} seeds. Each method sees the images as often as Passes "
-        "says. Margins are those over all at once.",
+        f"`benchmarks/transfer.py`, {measured_on('keras', 'tensorflow', 'scikit-learn')}: "
+        "EfficientNetLite0 with ImageNet's weights. Top-1 on held-out images, mean and range of "
+        f"{options.seeds} seeds. Each method sees the images as often as Passes says. Margins are "
+        "those over all at once.",
         "",
-        "| Task | Passes | All at once, full rate | Head alone | Head, then all at a tenth "
+        "| Task | px | Passes | All at once, full rate | Head alone | Head, then all at a tenth "
         "| With the batches' statistics | Margin | Margin |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *rows,
         "",
         "digits: 300 images learned, 360 held out. CIFAR-10: 20 pictures in all, half of them "
         "learned and half held out, so that a single one is 0.1.",
         "",
-        f"A pass over the 300 images takes {uncached:.2f} s, one over their cached features "
-        f"{cached * 1e3:.2f} ms ({passes} of them until the head had converged at every penalty): "
-        f"{uncached / cached:,.0f} times as quick.",
+        f"At {options.sizes[0]} px a pass over the 300 images takes {uncached:.2f} s, one over "
+        f"their cached features {cached * 1e3:.2f} ms ({passes} of them until the head had "
+        f"converged at every penalty): {uncached / cached:,.0f} times as quick.",
         "",
     ]
     return "\n".join(lines)

@@ -463,6 +463,56 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             ("test_transform.py -k facts",),
         ),
     ),
+    "transfer": (
+        Fault(
+            "features-in-training-mode",
+            "tf.cast(model(images, training=False), tf.float32)",
+            "tf.cast(model(images, training=True), tf.float32)",
+            ("test_transfer.py -k evaluates_exactly",),
+        ),
+        Fault(
+            "features-of-other-weights-are-taken",
+            "            digest.update(keras.ops.convert_to_numpy(variable).tobytes())\n",
+            "",
+            ("test_transfer.py -k computed_once",),
+        ),
+        Fault(
+            "mean-of-features-is-forgotten",
+            "bias=head.bias - mean @ kernel)",
+            "bias=head.bias)",
+            ("test_transfer.py -k at_the_minimum",),
+        ),
+        Fault(
+            "whole-network-at-the-full-rate",
+            "rate = begun.recipe.learning_rate * config.all_rate",
+            "rate = begun.recipe.learning_rate",
+            ("test_transfer.py -k rates_reach",),
+        ),
+        Fault(
+            "batch-norm-learns-in-transfer",
+            "frozen_statistics=config.freeze_statistics",
+            "frozen_statistics=False",
+            ("test_transfer.py -k 'rates_reach or evaluates_exactly or frozen_statistics'",),
+        ),
+        Fault(
+            "index-moved-before-the-data",
+            "for file in (*files, self._unfinished",
+            "for file in (*files[::-1], self._unfinished",
+            ("test_leftovers.py -k killed",),
+        ),
+        Fault(
+            "manifold-mixup-of-the-next-stage",
+            "mixing.share_at(mix, place))",
+            "mixing.share_at(mix, place - 1))",
+            ("test_manifold.py -k numpy",),
+        ),
+        Fault(
+            "batches-of-a-service-in-any-order",
+            "return self._early.pop(step, None)",
+            "return self._early.popitem()[1]",
+            ("test_data_service.py -k in_order",),
+        ),
+    ),
     "passes": (
         Fault(
             "folding-drops-the-bias",
