@@ -1,17 +1,15 @@
 """Pictures, read whole or in part: what lies in a file, and what a program has in memory.
 
-Importing this module loads no TensorFlow; the first part of a JPEG does.
+Importing this module loads no TensorFlow; the first part of a picture loads OpenCV.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ from PIL import ExifTags, Image
 
 from kapps._errors import InputError, one_line
 from kapps._images import as_rgb
+from kapps.tools.data.sampling import resized
 
 FORMATS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -120,13 +119,9 @@ def read_part(
 ) -> Image.Image:
     """A part of a picture, resized: bilinear, and antialiased where it shrinks.
 
-    It is what `read(picture).resize(size, BILINEAR, box=...)` gives, but of a JPEG no more is
-    decoded than the part needs. Its pixels differ by 1 of 255 gray levels at most. Where height and
-    width of the part are four times those of the result or more, it is also decoded in less detail:
-    then they differ by less than 1 level on average and by 16 at most (measured on photographs).
-
-    A JPEG that is cut short is refused, as by `read`; other damage outside of the part may stay
-    unseen.
+    Nearly what Pillow's `read(picture).crop(...).resize(size, BILINEAR)` gives: see
+    `kapps.tools.data.sampling.resized`. Where height and width of the part are four times those of
+    the result or more, a JPEG is decoded in less detail.
 
     Args:
         picture: of any kind.
@@ -150,9 +145,9 @@ def read_part(
         width, height = (height, width) if turn.transposed else (width, height)
     edges = _inside(box, *image.size)
     with _named(picture):
-        part = _jpeg_part(image, stream, edges, width, height)
-        if part is None:
-            part = _pixels(image).resize((width, height), Image.Resampling.BILINEAR, edges)
+        pixels, ratio = _decoded(image, stream, edges, width, height)
+        left, top, right, bottom = (edge / ratio for edge in edges)
+        part = Image.fromarray(resized(pixels, (left, top, right, bottom), (height, width)))
         return part if turn is None else part.transpose(turn.method)
 
 
@@ -225,83 +220,25 @@ def _turn(image: Image.Image) -> _Turn | None:
 _GAP = 2.0
 """How many times the result a part still is when it has been decoded in less detail."""
 
-_MOST = 0.5
-"""The share of a picture up to which TensorFlow's decoder takes less time than Pillow's whole."""
 
-_EDGE = 2
-"""The pixels at the edge of what is decoded whose color differs: the next block's is not there."""
-
-
-def _jpeg_part(
+def _decoded(
     image: Image.Image, stream: io.BytesIO | None, edges: Box, width: int, height: int
-) -> Image.Image | None:
-    """The part between these edges, by TensorFlow's decoder; None for what only Pillow decodes."""
-    if stream is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
-        return None
-    content = stream.getvalue()
-    if not _ends_well(content, stream.tell(), "progressive" in image.info):
-        return None
-    left, top, right, bottom = edges
-    scale = min((right - left) / width, (bottom - top) / height)
-    ratio = max((r for r in (1, 2, 4, 8) if scale >= r * _GAP), default=1)
-    left, top, right, bottom = (edge / ratio for edge in edges)
-    across = math.ceil(max((right - left) / width, 1)) + _EDGE
-    down = math.ceil(max((bottom - top) / height, 1)) + _EDGE
-    x0, y0 = max(math.floor(left) - across, 0), max(math.floor(top) - down, 0)
-    x1 = min(math.ceil(right) + across, -(-image.width // ratio))
-    y1 = min(math.ceil(bottom) + down, -(-image.height // ratio))
-    if ratio == 1 and (x1 - x0) * (y1 - y0) > _MOST * image.width * image.height:
-        return None
-    pixels = _decode(content, (y0, x0, y1 - y0, x1 - x0), ratio)
-    if pixels is None:
-        return None
-    return Image.fromarray(pixels).resize(
-        (width, height),
-        Image.Resampling.BILINEAR,
-        (left - x0, top - y0, right - x0, bottom - y0),
-    )
+) -> tuple[np.ndarray, int]:
+    """The whole picture, and by how much it was reduced when it was decoded."""
+    if stream is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        import simplejpeg
 
-
-def _ends_well(content: bytes, start: int, progressive: bool) -> bool:
-    """Whether Pillow, too, would take all pixels of a JPEG for whole, of which some are decoded.
-
-    From `start` on, where Pillow has read the header, the first mark has to be that of the end; the
-    thumbnail in a header ends with one, too. Between the scans of a progressive one are others.
-    """
-    if progressive:
-        return content.rfind(b"\xff\xd9", start) >= 0
-    mark = _MARK.search(content, start)
-    return mark is not None and mark[0] == b"\xff\xd9"
-
-
-_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # but for zero bytes, restarts and filling
-
-
-def _decode(content: bytes, window: tuple[int, int, int, int], ratio: int) -> np.ndarray | None:
-    """Top, left, height and width of a JPEG reduced by `ratio`; None if it cannot be decoded."""
-    tf = _tensorflow()
-    if tf is None:
-        return None
-    try:
-        with tf.device("CPU:0"):  # it would copy the pixels to a GPU and back
-            return tf.raw_ops.DecodeAndCropJpeg(
-                contents=content,
-                crop_window=window,
-                channels=3,
-                ratio=ratio,
-                dct_method="INTEGER_ACCURATE",  # Pillow's; the fast one is not faster
-            ).numpy()
-    except (tf.errors.InvalidArgumentError, tf.errors.InternalError):
-        return None
-
-
-@functools.cache
-def _tensorflow() -> Any:
-    try:
-        import tensorflow as tf
-    except ImportError:
-        return None
-    return tf
+        scale = min((edges[2] - edges[0]) / width, (edges[3] - edges[1]) / height)
+        ratio = max((r for r in (1, 2, 4, 8) if scale >= r * _GAP), default=1)
+        with contextlib.suppress(ValueError):  # Pillow may take it, or says what is wrong
+            pixels = simplejpeg.decode_jpeg(
+                stream.getvalue(),
+                min_height=-(-image.height // ratio),
+                min_width=-(-image.width // ratio),
+                min_factor=ratio,
+            )
+            return pixels, ratio
+    return np.asarray(_pixels(image)), 1
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
