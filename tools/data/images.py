@@ -236,6 +236,7 @@ def _decoded(
                 min_height=-(-image.height // ratio),
                 min_width=-(-image.width // ratio),
                 min_factor=ratio,
+                strict=True,
             )
             return pixels, ratio
     return np.asarray(_pixels(image)), 1
