@@ -267,6 +267,38 @@ def test_signals(tmp_path: Path, number: signal.Signals, ignored: bool) -> None:
         assert errors.startswith("kapps-writer: error: ")
 
 
+SWALLOWER = """
+import time
+from kapps.tools import cli
+
+cli._SECONDS_TO_END = 1
+
+class Slow:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)
+
+def main(argv):
+    Slow()
+    while True:
+        time.sleep(0.1)
+
+cli.run(main)
+"""
+
+
+def test_ctrl_c_that_is_swallowed_ends_a_program(tmp_path: Path) -> None:
+    """Python ignores what a finalizer raises: it says so, and goes on."""
+    (tmp_path / "swallower.py").write_text(SWALLOWER)
+    with popen(str(tmp_path / "swallower.py"), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Exception ignored in" in errors
+
+
 def test_json_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     answer = run_here("tools.summary", "--list --json=-", capsys)
     assert not answer.code and json.loads(answer.stdout) == kapps.list_models()

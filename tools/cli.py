@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,7 @@ from absl import app, flags, logging
 
 from kapps._errors import InputError, printable
 from kapps.tools.json_files import to_json, write_json
+from kapps.tools.preemption import handled
 from kapps.tools.streams import forgiving
 
 flags.disclaim_key_flags()  # what is defined here belongs to the program that asks for it
@@ -70,7 +72,7 @@ def run(main: Callable[[list[str]], int | None], *, files: str = "") -> NoReturn
             return code
         raise AssertionError("_in_one_line ends or passes on")
 
-    with forgiving(), _ended_by_signals():
+    with forgiving(), _ended_by_signals(), handled([signal.SIGINT], _interrupt):
         app.run(guarded, flags_parser=parse)
     raise AssertionError("app.run does not return")
 
@@ -111,6 +113,14 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Python's own way, and an end where the exception is swallowed, as by a finalizer."""
+    timer = threading.Timer(_SECONDS_TO_END, os._exit, (130,))
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
 
 
 def _leave(code: int) -> NoReturn:
@@ -185,7 +195,7 @@ def write_figures(values: Any, json: flags.FlagHolder[str | None]) -> None:
 def _program() -> str:
     """The console script's name, also for `python -m`: kapps-train."""
     stem = Path(sys.argv[0]).stem.replace("_", "-")
-    return stem if stem.startswith("kapps") else f"kapps-{stem.replace('_', '-')}"
+    return stem if stem.startswith("kapps") else f"kapps-{stem}"
 
 
 def _tell(program: str, message: str) -> None:
