@@ -66,6 +66,7 @@ def main() -> int:
                 print(name, round_, file=peer.stdin, flush=True)
                 seconds[name].append((own, float(peer.stdout.readline())))
         peer.stdin.close()
+    print("# Augmentation\n")
     print(f"`benchmarks/augment.py`, {datetime.date.today()}, on {platform.machine()}, one core; ")
     print(
         f"Python {platform.python_version()}, Pillow {PIL.__version__} beside {versions}; ", end=""
