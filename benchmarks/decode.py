@@ -53,10 +53,11 @@ def main() -> int:
     parser.add_argument("--output", help="Markdown; by default it is printed")
     parser.add_argument("--serve", help="folder of files; only for the process of torchvision")
     options = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the child's as well
     if options.serve:
         serve(Path(options.serve), torchvision_read())
         return 0
+    machine = measured_on("opencv-python-headless", "simplejpeg")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the child's as well
     with tempfile.TemporaryDirectory() as folder:
         write_photographs(Path(folder), SIZES)
         command = [options.torch_python, __file__, "--torch_python=", f"--serve={folder}"]
@@ -64,7 +65,7 @@ def main() -> int:
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as peer:
             assert peer.stdin and peer.stdout
             version = peer.stdout.readline().strip()
-            lines, low = [head(version, options.rounds)], False
+            lines, low = [head(machine, version, options.rounds)], False
             for size in SIZES:
                 ratio, line = row(Path(folder), size, peer, options.rounds)
                 print(line, file=sys.stderr, flush=True)
@@ -170,11 +171,11 @@ def differences(folder: Path, width: int) -> tuple[float, float, int]:
     return float(np.mean(found)), max(float(each.mean()) for each in found), int(np.max(found))
 
 
-def head(version: str, rounds: int) -> str:
+def head(machine: str, version: str, rounds: int) -> str:
     return (
         "# Reading photographs\n\n"
-        f"`benchmarks/decode.py`, {measured_on('opencv-python-headless', 'simplejpeg')}, of which "
-        f"one is used; {version} in both; medians of {rounds} rounds.\n\n"
+        f"`benchmarks/decode.py`, {machine}, {version} in both. On one core, medians of {rounds} "
+        "rounds; differences in gray levels of 255.\n\n"
         "| Size, pixels | torchvision, images/s | kapps, images/s | Ratio "
         "| Difference, mean | of the worst part | of a pixel |\n"
         "|---|---:|---:|---:|---:|---:|---:|"
