@@ -16,7 +16,7 @@ from absl import app, flags, logging
 
 from kapps._errors import InputError, printable
 from kapps.tools.json_files import to_json, write_json
-from kapps.tools.preemption import handled
+from kapps.tools.preemption import Stopped, handled
 from kapps.tools.streams import forgiving
 
 flags.disclaim_key_flags()  # what is defined here belongs to the program that asks for it
@@ -91,6 +91,9 @@ def _in_one_line(program: str) -> Iterator[None]:
     except _Ended as ended:
         _tell(program, f"ended by {ended.name}; the same command continues where it can")
         _leave(int(ended.code or 0))
+    except Stopped as stopped:
+        print(f"{program}: {stopped}", file=sys.stderr)
+        sys.exit(stopped.code)
 
 
 @contextlib.contextmanager

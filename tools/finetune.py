@@ -13,8 +13,6 @@ kapps-train.
 
 from __future__ import annotations
 
-import sys
-
 from absl import flags
 
 from kapps.tools import cli, recipe_flags, run_flags
@@ -51,13 +49,9 @@ def main(argv: list[str]) -> int | None:
     cli.required(_DATASET, _WORKDIR)
     recipe = recipe_flags.chosen(_RECIPE)
     start_keras()
-    from kapps.tools import preemption, transfer, transfer_config
+    from kapps.tools import transfer, transfer_config
 
-    try:
-        result = transfer.finetune(run_flags.config(transfer_config.TransferConfig, recipe))
-    except preemption.Stopped as stopped:
-        print(f"kapps-finetune: {stopped}", file=sys.stderr)
-        return stopped.code
+    result = transfer.finetune(run_flags.config(transfer_config.TransferConfig, recipe))
     seen = result.validation
     print(
         f"{result.model}: validation top-1 {seen.top1:.4f}, top-5 {seen.top5:.4f} on {seen.images} "

@@ -51,14 +51,11 @@ def main(argv: list[str]) -> int | None:
             environ=os.environ,
         )
     start_keras()
-    from kapps.tools import preemption, runs, training
+    from kapps.tools import runs, training
 
     config = run_flags.config(runs.TrainConfig, recipe.local() if _LOCAL.value else recipe)
     try:
         result = training.train(config)
-    except preemption.Stopped as stopped:
-        print(f"kapps-train: {stopped}", file=sys.stderr)
-        return stopped.code
     except training.WorkerFailed as failed:
         print(f"kapps-train: error: {failed}", file=sys.stderr)
         return watch.WORKER_FAILED
