@@ -20,7 +20,6 @@ from kapps._block_skipping import any_depth, nodes_in_order
 from kapps._errors import InputError
 from kapps._files import atomic_write
 from kapps.tools import data, pipeline
-from kapps.tools.data.images import BadImage
 from kapps.tools.linear_head import Features
 from kapps.tools.preemption import Request, Stopped
 from kapps.tools.progress import progress_bar
@@ -228,9 +227,7 @@ def _identity(source: data.Source) -> bytes:
     for path in getattr(source, "paths", ()):
         status = Path(path).stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    for index in np.linspace(0, len(source) - 1, min(len(source), _SAMPLE)).astype(int):
-        with contextlib.suppress(BadImage):  # the loader says what is to be done about it
-            picture, label = source[int(index)]
-            digest.update(str(label).encode())
-            digest.update(np.asarray(data.images.read(picture)).tobytes())
+    for label, pixels in data.sample(source, _SAMPLE):
+        digest.update(str(label).encode())
+        digest.update(pixels.tobytes())
     return digest.digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kapps._errors import InputError
 from kapps.tools.data import images
 from kapps.tools.data.builtin import digits, synthetic
-from kapps.tools.data.checks import check, verify
+from kapps.tools.data.checks import check, sample, verify
 from kapps.tools.data.folder import FileSource, label, load_folder
 from kapps.tools.data.images import FORMATS, BadImage, Picture, read_image
 from kapps.tools.data.records import load_records
@@ -39,6 +39,7 @@ __all__ = [
     "labels_of",
     "load",
     "read_image",
+    "sample",
     "stratified",
     "verify",
     "without_images",

@@ -1,13 +1,32 @@
-"""Finds damaged pictures before it is their turn, which may be days later."""
+"""Looks at pictures before it is their turn: for damage, and at a few to tell a source by."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
+
+import numpy as np
 
 from kapps.tools.data import images
 from kapps.tools.data.images import BadImage
 from kapps.tools.data.sources import Dataset, Source
+
+
+def sample(source: Source, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Label and pixels of pictures from all over a source, but for those that cannot be read.
+
+    Args:
+        source: of the pictures.
+        count: at most so many are looked at.
+    """
+    for index in np.linspace(0, len(source) - 1, min(len(source), count)).astype(int):
+        try:
+            picture, label = source[int(index)]
+            pixels = np.asarray(images.read(picture))
+        except BadImage:  # the loader says what is to be done about it
+            continue
+        yield label, pixels
 
 
 def verify(source: Source, workers: int | None = None) -> list[BadImage]:
