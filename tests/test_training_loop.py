@@ -15,7 +15,7 @@ from kapps.tools import training
 from kapps.tools.checkpoints import State
 from kapps.tools.data import ArraySource, Dataset
 from kapps.tools.distribution import make_devices
-from kapps.tools.layers import Clock, prepare
+from kapps.tools.layers import Clock, fuse, prepare
 from kapps.tools.metrics import Metrics
 from kapps.tools.recipes import RECIPES
 from kapps.tools.runs import Evaluation
@@ -86,9 +86,12 @@ def test_a_step_goes_down_the_mean_of_the_smoothed_cross_entropies(smoothing: fl
     np.testing.assert_allclose(dense.bias.numpy(), -RATE * gradient.sum(0), rtol=0, atol=1e-6)
 
 
-def test_a_step_normalizes_by_the_batch_and_remembers_it() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_normalizes_by_the_batch_and_remembers_it(fused: bool) -> None:
     image = keras.Input((2, 2, 3))
     norm = keras.layers.BatchNormalization(momentum=0.75, epsilon=1e-9)
+    if fused:
+        fuse(norm)
     x = norm(keras.layers.Rescaling(1 / 255)(image))
     dense = keras.layers.Dense(CLASSES, kernel_initializer="zeros")
     model = keras.Model(image, dense(keras.layers.Flatten()(x)))
@@ -102,6 +105,53 @@ def test_a_step_normalizes_by_the_batch_and_remembers_it() -> None:
     features = ((pixels - mean) / np.sqrt(variance)).reshape(IMAGES, -1)
     gradient = (1 / CLASSES - np.eye(CLASSES)[data.labels]) / IMAGES
     np.testing.assert_allclose(dense.kernel.numpy(), -RATE * features.T @ gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False, "axis": 3}])
+def test_fused_batch_norm_is_that_of_keras(options: dict[str, object]) -> None:
+    """Outputs, gradients and statistics of maps whose mean is far from 0, against float64."""
+    rng = np.random.default_rng(0)
+    maps, weights = 5 + 2 * rng.normal(size=(8, 7, 5, 16)), rng.normal(size=(8, 7, 5, 16))
+
+    def found(dtype: str, fused: bool) -> list[np.ndarray]:
+        norm = keras.layers.BatchNormalization(dtype=dtype, **options)
+        norm.build(maps.shape)
+        for i, variable in enumerate(norm.variables):
+            variable.assign(np.linspace(0.5, 2 + i, 16))
+        if fused:
+            fuse(norm)
+        trained = [variable.value for variable in norm.trainable_variables]
+        inputs = tf.constant(maps, norm.compute_dtype)
+
+        @tf.function(autograph=False)
+        def step() -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                outputs = norm(inputs, training=True)
+                total = tf.reduce_sum(outputs * tf.constant(weights, outputs.dtype))
+            return [outputs, *tape.gradient(total, [inputs, *trained])]
+
+        operations = {node.type for node in step.get_concrete_function().graph.get_operations()}
+        assert ("FusedBatchNormV3" in operations) == (fused and dtype != "float64")
+        values = [*step(), norm(inputs, training=False)]
+        assert values[0].dtype == norm.compute_dtype
+        return [np.asarray(value, np.float64) for value in (*values, *norm.variables)]
+
+    wanted = found("float64", False)
+    for dtype, near in (("float32", 2e-6), ("mixed_bfloat16", 2e-2), ("float64", 1e-12)):
+        for value, exact in zip(found(dtype, True), wanted, strict=True):
+            assert np.abs(value - exact).max() <= near * np.abs(exact).max()
+
+
+def test_batch_norm_that_is_not_of_images_or_is_frozen_stays_that_of_keras() -> None:
+    vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    for shape, trainable in (((6, 4), True), ((6, 1, 1, 4), False)):
+        norms = [keras.layers.BatchNormalization(trainable=trainable) for _ in range(2)]
+        fuse(norms[1])
+        outputs = [norm(vectors.reshape(shape), training=True).numpy() for norm in norms]
+        assert (outputs[0] == outputs[1]).all()
+        moved = [np.any(norm.moving_mean.numpy()) for norm in norms]
+        assert moved == [trainable] * 2
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,18 @@ from kapps.tools.runs import TrainConfig
 
 
 def _features(x: KerasTensor, net: Net) -> KerasTensor:
-    x = act(bn(conv(x, 8, 3, "stem", stride=2), "bn1"), "relu", "act1")
+    x = act(bn(conv(x, 8, 3, "stem", stride=2), "bn1"), "silu", "act1")
     y = bn(depthwise(x, 3, "depthwise"), "bn2")
     x = net.add(y, x, "block")
-    return act(bn(conv(x, 16, 3, "last", stride=2), "bn3"), "relu", "act3")
+    return act(bn(conv(x, 16, 3, "last", stride=2), "bn3"), "silu", "act3")
 
 
 @model(size=32, min_size=8)
 def TinyNet() -> Architecture:
-    """Batch norm and depthwise convolution, and nothing random."""
+    """Batch norm and depthwise convolution, and nothing random.
+
+    It is smooth: a ReLU can turn a rounding error near zero into another gradient.
+    """
     return Architecture(_features)
 
 
