@@ -337,6 +337,18 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             ("test_pipeline.py -k any_workers",),
         ),
         Fault(
+            "fused-batch-norm-remembers-a-samples-variance",
+            "variance *= (count - 1) / count",
+            "pass",
+            ("test_training_loop.py -k remembers_it",),
+        ),
+        Fault(
+            "fused-batch-norm-moves-when-frozen",
+            "(training and layer.trainable and fits",
+            "(training and fits",
+            ("test_training_loop.py -k is_frozen",),
+        ),
+        Fault(
             "batch-norm-frozen-in-training",
             "self._model(images, training=True)",
             "self._model(images, training=False)",
