@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from programs import run_here
 
 import kapps
@@ -107,6 +108,24 @@ def test_going_on_gives_the_same_as_never_stopping(tuned, tmp_path):
         load_run(one).model.get_weights(), load_run(other).model.get_weights(), strict=True
     ):
         np.testing.assert_allclose(new, old, atol=1e-6)
+
+
+def test_batch_norm_that_transfer_learning_has_frozen_stays_as_it_is(run, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(run, start)
+    settings = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(settings | {"freeze_statistics": True}))
+    config = tuning_run.TuneConfig(
+        str(start), str(tmp_path / "tuned"), quantize_aware=True, epochs=1, learning_rate=0.01
+    )
+    tuning_run.tune(config, progress=False)
+    before, after = (
+        safetensors.numpy.load_file(Path(folder) / "weights.safetensors")
+        for folder in (start, config.workdir)
+    )
+    same = {name for name, value in before.items() if (value == after[name]).all()}
+    assert same == {name for name in before if name.startswith("bn")}
+    assert json.loads(Path(config.workdir, "config.json").read_text())["freeze_statistics"]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ _EPOCHS = 5
 # Of the recipe's highest learning rate, by phase. For quantize_aware more unlearns what the run has
 # learned: see Wu et al. 2020, "Integer Quantization for Deep Learning Inference", on the workflow.
 _RATES = {"prune": 0.1, "cluster": 0.1, "quantize_aware": 0.01}
+_FROZEN = "freeze_statistics"  # a setting of transfer learning, which stays with the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,9 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
     The phases follow each other, each with all of the recipe's epochs: prune, cluster, and then
     quantize_aware, which keeps what the earlier ones did. Images, order and augmentation are those
     of the recipe, by default the one that the run was trained by; there is no warm-up, and no end
-    before the last epoch. Layers that act in training only, such as dropout, are left out.
+    before the last epoch. Layers that act in training only, such as dropout, are left out. Batch
+    norm stays as it is where transfer learning has frozen its statistics: what the later layers
+    have learned of them is lost with those of the batches.
 
     Args:
         config: the run.
@@ -151,8 +154,8 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
         raise InputError(f"the run in {config.init_from} knows other classes than {run.dataset!r}")
     settings = {
         **runs.settings_of(_train_config(config, start["model"], run, recipe), recipe, dataset),
-        # With these it is built again.
-        **{name: start[name] for name in ("arguments", "cut_at") if start.get(name)},
+        # With these it is built, and tuned, again.
+        **{name: start[name] for name in ("arguments", "cut_at", _FROZEN) if start.get(name)},
         "learning_rates": {phase: each.learning_rate for phase, each in gentle.items()},
         "init_from": str(Path(config.init_from).resolve()),
         "init_sha256": _weights_sum(config.init_from),
@@ -178,6 +181,8 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
         keras.utils.set_random_seed(config.seed)  # where clusters start
         steps = recipe.steps_per_epoch(len(dataset.train)) * recipe.epochs
         tuned = _tuned(phase, config, model, steps)
+        if start.get(_FROZEN):
+            _freeze_batch_norm(tuned)
         history += _train(tuned, phase, gentle[phase], dataset, config.seed, workdir, progress)
         model = tuning.restore(tuned, model)
     weights, file = workdir / "weights.safetensors", None
@@ -247,6 +252,12 @@ def _tuned(phase: str, config: TuneConfig, model: keras.Model, steps: int) -> tf
         assert config.cluster is not None
         return tuning.cluster(model, config.cluster)
     return tuning.quantize_aware(model)
+
+
+def _freeze_batch_norm(tuned: tf_keras.Model) -> None:
+    for layer in tuned.layers:
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            layer.trainable = False  # inference mode, in TensorFlow 2
 
 
 def _train(
