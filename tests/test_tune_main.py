@@ -21,6 +21,7 @@ from programs import run_here
 import kapps
 from kapps import InputError
 from kapps.tools import training
+from kapps.tools.run_lock import RunLock
 from kapps.tools.runs import TrainConfig, load_run
 
 pytest.importorskip("tf_keras")
@@ -147,6 +148,13 @@ def test_mistakes_are_named(run, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         tuning_run.tune(config, progress=False)
     assert not (tmp_path / "result.json").exists()
+
+
+def test_another_process_in_the_same_folder(run, tmp_path):
+    config = tuning_run.TuneConfig(str(run), str(tmp_path), quantize_aware=True)
+    with RunLock(tmp_path), pytest.raises(InputError, match="is being trained by process"):
+        tuning_run.tune(config, progress=False)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_a_run_whose_images_lie_elsewhere_here(run, tmp_path, monkeypatch, capsys):

@@ -37,6 +37,7 @@ from kapps.tools.json_files import write_json
 from kapps.tools.metrics import Metrics
 from kapps.tools.recipe import Recipe
 from kapps.tools.recipes import get_recipe
+from kapps.tools.run_lock import RunLock
 
 _PHASES = ("prune", "cluster", "quantize_aware")
 _EPOCHS = 5
@@ -161,46 +162,47 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
         "init_sha256": _weights_sum(config.init_from),
         **{phase: getattr(config, phase) for phase in _PHASES},
     }
-    runs.check_same_run(workdir, settings)
-    finished = runs.read_result(workdir, TuneResult)
-    if finished is not None:
-        if progress:
-            print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
-        return finished
-    training.check_batch_size(recipe.batch_size, dataset, run.dataset)
-    if "quantize_aware" in phases:
-        tuning.quantize_aware(run.model)  # a layer that has no such form is named now, not later
-    write_json(workdir / "config.json", settings)
+    with RunLock(workdir):
+        runs.check_same_run(workdir, settings)
+        finished = runs.read_result(workdir, TuneResult)
+        if finished is not None:
+            if progress:
+                print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
+            return finished
+        training.check_batch_size(recipe.batch_size, dataset, run.dataset)
+        if "quantize_aware" in phases:
+            tuning.quantize_aware(run.model)  # a layer without such a form is named now, not later
+        write_json(workdir / "config.json", settings)
 
-    def top1(model: Any) -> float:
-        return training.evaluate(model, dataset.validation, transform=run.transform).top1
+        def top1(model: Any) -> float:
+            return training.evaluate(model, dataset.validation, transform=run.transform).top1
 
-    model, history = run.model, []
-    before = top1(model)
-    for phase in phases:
-        keras.utils.set_random_seed(config.seed)  # where clusters start
-        steps = recipe.steps_per_epoch(len(dataset.train)) * recipe.epochs
-        tuned = _tuned(phase, config, model, steps)
-        if start.get(_FROZEN):
-            _freeze_batch_norm(tuned)
-        history += _train(tuned, phase, gentle[phase], dataset, config.seed, workdir, progress)
-        model = tuning.restore(tuned, model)
-    weights, file = workdir / "weights.safetensors", None
-    kapps.save_weights(model, weights)
-    if "quantize_aware" in phases:
-        file = _write_file(tuned, workdir / "model.tflite", dataset, run, weights)
-    result = TuneResult(
-        model=start["model"],
-        weights=str(weights),
-        sparsity=tuning.sparsity(model),
-        before=before,
-        tuned=top1(tuned),
-        restored=top1(model),
-        file=file,
-        history=tuple(history),
-    )
-    write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
-    return result
+        model, history = run.model, []
+        before = top1(model)
+        for phase in phases:
+            keras.utils.set_random_seed(config.seed)  # where clusters start
+            steps = recipe.steps_per_epoch(len(dataset.train)) * recipe.epochs
+            tuned = _tuned(phase, config, model, steps)
+            if start.get(_FROZEN):
+                _freeze_batch_norm(tuned)
+            history += _train(tuned, phase, gentle[phase], dataset, config.seed, workdir, progress)
+            model = tuning.restore(tuned, model)
+        weights, file = workdir / "weights.safetensors", None
+        kapps.save_weights(model, weights)
+        if "quantize_aware" in phases:
+            file = _write_file(tuned, workdir / "model.tflite", dataset, run, weights)
+        result = TuneResult(
+            model=start["model"],
+            weights=str(weights),
+            sparsity=tuning.sparsity(model),
+            before=before,
+            tuned=top1(tuned),
+            restored=top1(model),
+            file=file,
+            history=tuple(history),
+        )
+        write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
+        return result
 
 
 def _recipe(config: TuneConfig, start: dict[str, Any], transform: kapps.EvalTransform) -> Recipe:
