@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 
 from kapps._errors import InputError, one_line
 from kapps._images import as_rgb
-from kapps.tools.data.sampling import resized
+from kapps.tools.data.sampling import Edges, resized
 
 FORMATS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -222,7 +222,7 @@ _GAP = 2.0
 
 
 def _decoded(
-    image: Image.Image, stream: io.BytesIO | None, edges: Box, width: int, height: int
+    image: Image.Image, stream: io.BytesIO | None, edges: Edges, width: int, height: int
 ) -> tuple[np.ndarray, int]:
     """The whole picture, and by how much it was reduced when it was decoded."""
     if stream is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
