@@ -310,7 +310,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             "subset-ignores-its-indices",
             "return self.source[int(self.indices[index])]",
             "return self.source[index]",
-            ("test_data_folder.py -k 'folder_of_classes or folder_of_splits'",),
+            ("test_data.py -k object_of_two_methods",),
         ),
         Fault(
             "mirrored-upside-down",
