@@ -44,8 +44,8 @@ class Devices:
 
         The step is compiled without knowing how many images a batch has. Where TensorFlow knows all
         shapes, and expects a CPU to need more than 205 MB, Grappler's memory optimizer turns each
-        sum of three or more gradients (batch norm has one) into additions in the order in which
-        threads finish, and no two runs are alike.
+        sum of three or more gradients (in front of branches, in batch norm that is not fused) into
+        additions in the order in which threads finish, and no two runs are alike.
         """
 
         def of_replica(parts: Any, shared: Any, count: tf.Tensor) -> tf.Tensor:
