@@ -498,7 +498,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             "whole-network-at-the-full-rate",
             "rate = begun.recipe.learning_rate * config.all_rate",
             "rate = begun.recipe.learning_rate",
-            ("test_transfer.py -k run_like_any_other",),
+            ("test_transfer.py -k one_like_any_other",),
         ),
         Fault(
             "batch-norm-learns-in-transfer",
