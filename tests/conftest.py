@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ import pytest
 _CAPTURED = {"capture_output": True, "text": True, "check": False}
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # inherited by every child process
+
+# And so would be that SIGINT is ignored, as a shell has it in what it runs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Each of several processes has a core: where all of them use all cores they wait for one another,
 # and take a third longer.
