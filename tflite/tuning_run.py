@@ -170,39 +170,55 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
                 print(f"{workdir}: this run is finished; its result is returned", file=sys.stderr)
             return finished
         training.check_batch_size(recipe.batch_size, dataset, run.dataset)
-        if "quantize_aware" in phases:
+        if config.quantize_aware:
             tuning.quantize_aware(run.model)  # a layer without such a form is named now, not later
         write_json(workdir / "config.json", settings)
-
-        def top1(model: Any) -> float:
-            return training.evaluate(model, dataset.validation, transform=run.transform).top1
-
-        model, history = run.model, []
-        before = top1(model)
-        for phase in phases:
-            keras.utils.set_random_seed(config.seed)  # where clusters start
-            steps = recipe.steps_per_epoch(len(dataset.train)) * recipe.epochs
-            tuned = _tuned(phase, config, model, steps)
-            if start.get(_FROZEN):
-                _freeze_batch_norm(tuned)
-            history += _train(tuned, phase, gentle[phase], dataset, config.seed, workdir, progress)
-            model = tuning.restore(tuned, model)
-        weights, file = workdir / "weights.safetensors", None
-        kapps.save_weights(model, weights)
-        if "quantize_aware" in phases:
-            file = _write_file(tuned, workdir / "model.tflite", dataset, run, weights)
-        result = TuneResult(
-            model=start["model"],
-            weights=str(weights),
-            sparsity=tuning.sparsity(model),
-            before=before,
-            tuned=top1(tuned),
-            restored=top1(model),
-            file=file,
-            history=tuple(history),
-        )
-        write_json(workdir / "result.json", dataclasses.asdict(result) | {"weights": weights.name})
+        result = _tune(config, settings, run, gentle, dataset, progress)
+        told = dataclasses.asdict(result) | {"weights": Path(result.weights).name}
+        write_json(workdir / "result.json", told)
         return result
+
+
+def _tune(
+    config: TuneConfig,
+    settings: dict[str, Any],
+    run: runs.Run,
+    recipes: dict[str, Recipe],
+    dataset: data.Dataset,
+    progress: bool,
+) -> TuneResult:
+    """The phases of `recipes`, and what they have made, in the run's folder."""
+
+    def top1(model: Any) -> float:
+        return training.evaluate(model, dataset.validation, transform=run.transform).top1
+
+    workdir, model, history = Path(config.workdir), run.model, []
+    before = top1(model)
+    for phase, recipe in recipes.items():
+        keras.utils.set_random_seed(config.seed)  # where clusters start
+        steps = recipe.steps_per_epoch(len(dataset.train)) * recipe.epochs
+        tuned = _tuned(phase, config, model, steps)
+        for norm in _batch_norms(tuned):
+            if settings.get(_FROZEN):
+                norm.trainable = False  # inference mode, in TensorFlow 2
+            if recipe.bn_momentum is not None:
+                norm.momentum = recipe.bn_momentum
+        history += _train(tuned, phase, recipe, dataset, config.seed, workdir, progress)
+        model = tuning.restore(tuned, model)
+    weights, file = workdir / "weights.safetensors", None
+    kapps.save_weights(model, weights)
+    if config.quantize_aware:
+        file = _write_file(tuned, workdir / "model.tflite", dataset, run, weights)
+    return TuneResult(
+        model=settings["model"],
+        weights=str(weights),
+        sparsity=tuning.sparsity(model),
+        before=before,
+        tuned=top1(tuned),
+        restored=top1(model),
+        file=file,
+        history=tuple(history),
+    )
 
 
 def _recipe(config: TuneConfig, start: dict[str, Any], transform: kapps.EvalTransform) -> Recipe:
@@ -256,10 +272,8 @@ def _tuned(phase: str, config: TuneConfig, model: keras.Model, steps: int) -> tf
     return tuning.quantize_aware(model)
 
 
-def _freeze_batch_norm(tuned: tf_keras.Model) -> None:
-    for layer in tuned.layers:
-        if isinstance(layer, tf_keras.layers.BatchNormalization):
-            layer.trainable = False  # inference mode, in TensorFlow 2
+def _batch_norms(tuned: tf_keras.Model) -> list[tf_keras.layers.Layer]:
+    return [each for each in tuned.layers if isinstance(each, tf_keras.layers.BatchNormalization)]
 
 
 def _train(
@@ -272,10 +286,6 @@ def _train(
     progress: bool,
 ) -> list[dict[str, Any]]:
     """Trains in place; returns an entry for each epoch."""
-    if recipe.bn_momentum is not None:
-        for layer in tuned.layers:
-            if isinstance(layer, tf_keras.layers.BatchNormalization):
-                layer.momentum = recipe.bn_momentum
     logits = tuning.logits(tuned)
     schedule = training.make_schedule(recipe, recipe.steps_per_epoch(len(dataset.train)))
     optimizer = training.make_recipe_optimizer(recipe, schedule, logits.trainable_variables)
