@@ -72,7 +72,12 @@ def run(main: Callable[[list[str]], int | None], *, files: str = "") -> NoReturn
             return code
         raise AssertionError("_in_one_line ends or passes on")
 
-    with forgiving(), _ended_by_signals(), handled([signal.SIGINT], _interrupt):
+    with (
+        forgiving(),
+        _ended_by_signals(),
+        handled([signal.SIGINT], _interrupt),
+        _interrupts_heard(),
+    ):
         app.run(guarded, flags_parser=parse)
     raise AssertionError("app.run does not return")
 
@@ -119,11 +124,34 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Python's own way, and an end where the exception is swallowed, as by a finalizer."""
+    """Python's own way, and an end where a library takes the exception for one of its own."""
     timer = threading.Timer(_SECONDS_TO_END, os._exit, (130,))
     timer.daemon = True
     timer.start()
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interrupts_heard() -> Iterator[None]:
+    """An interrupt that Python has to ignore, as in a finalizer, comes again a little later.
+
+    Loading TensorFlow and Keras takes seconds, in which garbage is collected time and again, and
+    one of the libraries has Python call it then.
+    """
+    before = sys.unraisablehook
+
+    def hook(ignored: sys.UnraisableHookArgs) -> None:
+        main = threading.main_thread().ident
+        if main is not None and issubclass(ignored.exc_type, KeyboardInterrupt):
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            before(ignored)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _leave(code: int) -> NoReturn:
