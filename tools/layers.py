@@ -79,10 +79,11 @@ def fuse(layer: keras.layers.BatchNormalization) -> None:
     composed, last = layer.call, {-1, 3}
 
     def call(inputs: tf.Tensor, training: Any = None, mask: Any = None) -> tf.Tensor:
-        x = tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-        fits = x.shape.rank == 4 and layer.axis in last and x.dtype == tf.float32
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        fits = inputs.shape.rank == 4 and layer.axis in last and dtype == "float32"
         if not (training and layer.trainable and fits and mask is None and not layer.renorm):
             return composed(inputs, training=training, mask=mask)
+        x = tf.cast(inputs, dtype)
         width = x.shape[-1]
         scale = layer.gamma.value if layer.scale else tf.ones(width)
         shift = layer.beta.value if layer.center else tf.zeros(width)
