@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 from programs import run_here
 
 import kapps
@@ -605,6 +606,26 @@ def test_mistakes_are_named(start: Start, tmp_path: Path, monkeypatch, mistake: 
     config = start.config(tmp_path / "run", recipe=recipe)
     with pytest.raises(kapps.InputError, match=re.escape(message)):
         finetune(dataclasses.replace(config, **values), progress=False)
+
+
+def test_published_weights_are_evaluated_as_published(start, tmp_path, monkeypatch) -> None:
+    """With a stand-in for what the hub holds."""
+    published, *_ = kapps.list_weights("MobileNetV3Small")
+    assert (published.crop, published.interpolation) == (0.875, "bicubic")
+    network = kapps.MobileNetV3Small(input_shape=(32, 32, 3))
+    kapps.save_weights(network, tmp_path / "saved.safetensors")
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(tmp_path / "saved.safetensors")
+    safetensors.numpy.save_file(tensors, file)  # without what is of kapps
+    monkeypatch.setattr("kapps._hub.fetch", lambda asked: {published: file}[asked])
+    recipe = {"image_size": 32, "crop": None, "interpolation": None}
+    config = start.config(tmp_path / "run", recipe=recipe, weights="imagenet", phases="head")
+    finetune(dataclasses.replace(config, model="MobileNetV3Small"), progress=False)
+    run = runs.load_run(tmp_path / "run")
+    assert run.transform == kapps.EvalTransform(32, 0.875, "bicubic")
+    for was, now in zip(network.weights[:-2], run.model.weights[:-2], strict=True):
+        np.testing.assert_array_equal(was.numpy(), now.numpy(), err_msg=was.path)
+    assert run.model.output_shape == (None, 10)
 
 
 def test_folders_of_others_are_left_alone(start: Start, tmp_path: Path) -> None:
