@@ -474,6 +474,12 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             "(1 + round((side - self.size) / 2) for side in pixels.shape[:2])",
             ("test_transform.py -k facts",),
         ),
+        Fault(
+            "an-interrupt-is-lost-in-a-finalizer",
+            "issubclass(ignored.exc_type, KeyboardInterrupt)",
+            "issubclass(ignored.exc_type, GeneratorExit)",
+            ("test_cli.py -k swallowed",),
+        ),
     ),
     "transfer": (
         Fault(
@@ -523,6 +529,12 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             "return self._early.pop(step, None)",
             "return self._early.popitem()[1]",
             ("test_data_service.py -k in_order",),
+        ),
+        Fault(
+            "tuning-moves-what-transfer-has-frozen",
+            "if settings.get(_FROZEN):",
+            "if not settings:",
+            ("test_tune_main.py -k has_frozen",),
         ),
     ),
     "passes": (
