@@ -338,7 +338,7 @@ SOURCES |= {
         {0: 0.0, 1: 1e-2, 15.5: cosine(1e-2, 537 / 1073)},
         {"weight_decay": 0.05, "batch_size": 32, "epochs": 30, "image_size": 64}
         | {"train_crop": "random", "crop_area": 0.75, "label_smoothing": 0.1}
-        | {"bn_momentum": 0.9, "stop_at": 0.99},
+        | {"bn_momentum": 0.9, "stop_at": 0.99, "stop_patience": 4},
         evaluated=64,
     ),
 }
