@@ -32,8 +32,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +45,6 @@ import kapps
 from kapps._pth import read_pth
 from kapps.tools import data, frozen, linear_head, pipeline, runs, training, transfer_config
 from kapps.tools import transfer as library
-from kapps.tools.recipe import Recipe
 from kapps.tools.recipes import get_recipe
 from kapps.weights import assign
 
@@ -89,22 +86,26 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = write_weights(Path(weights), folder / "lite0.safetensors")
-        tasks: dict[Task, Callable[[Path, int], str]] = {
-            ("digits", count): partial(write_digits, count) for count in options.images
+        datasets: dict[Task, list[str]] = {  # by seed
+            ("digits", count): [write_digits(folder / f"digits{count}", count)] * options.seeds
+            for count in options.images
         }
         if pictures is None:
             print("left out: CIFAR-10; pip install foolbox, or --pictures=", file=sys.stderr)
         else:
-            tasks["CIFAR-10", 10] = partial(write_cifar, Path(pictures))
+            datasets["CIFAR-10", 10] = [
+                write_cifar(Path(pictures), folder / f"cifar{seed}", seed)
+                for seed in range(options.seeds)
+            ]
         rows: dict[Row, list[tuple[float, ...]]] = {}
-        for (task, write), seed in itertools.product(tasks.items(), range(options.seeds)):
-            dataset = write(folder / "-".join(map(str, (*task, seed))), seed)
-            for case in itertools.product(options.sizes, options.epochs, options.rates):
+        for task, by_seed in datasets.items():
+            cases = itertools.product(options.sizes, options.epochs, options.rates)
+            for (seed, dataset), case in itertools.product(enumerate(by_seed), cases):
                 work = folder / "-".join(map(str, (*task, seed, *case)))
                 found = compare(task[0], dataset, start, work, seed, case, options.cut_at)
                 rows.setdefault((*task, *case), []).append(found)
                 print(*task, *case, seed, found, file=sys.stderr, flush=True)
-        digits = write_digits(max(options.images), folder / "digits", 0)
+        digits = datasets["digits", max(options.images)][0]
         seconds = epochs(digits, start, folder / "features", options.sizes[0])
     text = page(options, rows, seconds)
     if options.output:
@@ -142,8 +143,7 @@ def write_weights(file: Path, path: Path) -> str:
     return str(path)
 
 
-def write_digits(count: int, folder: Path, seed: int) -> str:
-    """The same images whatever the seed."""
+def write_digits(folder: Path, count: int) -> str:
     digits = data.load("digits")
     chosen = np.sort(np.random.default_rng(0).permutation(len(digits.train))[:count])
     splits = {
@@ -184,21 +184,8 @@ def compare(
     task: str, dataset: str, start: str, work: Path, seed: int, case: Case, cut_at: str
 ) -> tuple[float, ...]:
     """Top-1 on held-out images: all at once; head alone, and then all; both of a cut network."""
-    common = {"model": "EfficientNetLite0", "dataset": dataset, "seed": seed, "weights": start}
-    once = runs.TrainConfig(workdir=str(work / "once"), recipe=recipe(task, case), **common)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*keeps its random start")
-        training.train(once, progress=False)
-    return (
-        top1(dataset, work / "once"),
-        *head_first(task, work / "whole", case, None, **common),
-        *head_first(task, work / "cut", case, cut_at, **common),
-    )
-
-
-def recipe(task: str, case: Case, less: int = 0) -> Recipe:
     size, count, rate = case
-    return dataclasses.replace(
+    recipe = dataclasses.replace(
         get_recipe("default"),
         learning_rate=rate,
         image_size=size,
@@ -206,20 +193,28 @@ def recipe(task: str, case: Case, less: int = 0) -> Recipe:
         train_crop="none",
         flip=0.0 if task == "digits" else 0.5,
         batch_size=20 if task == "digits" else 5,
-        epochs=count - less,
+        epochs=count,
     )
+    common = {"model": "EfficientNetLite0", "dataset": dataset, "seed": seed, "weights": start}
+    once = runs.TrainConfig(workdir=str(work / "once"), recipe=recipe, **common)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*keeps its random start")
+        training.train(once, progress=False)
+    fewer = dataclasses.replace(recipe, epochs=count - 1)
+    head_first(work / "whole", None, recipe=fewer, **common)
+    head_first(work / "cut", cut_at, recipe=fewer, **common)
+    test = data.load(dataset).test
+    found = []
+    for name in ("once", "whole/head", "whole/all", "cut/head", "cut/all"):
+        run = runs.load_run(work / name)
+        found.append(training.evaluate(run.model, test, transform=run.transform).top1)
+    return tuple(found)
 
 
-def head_first(
-    task: str, work: Path, case: Case, cut_at: str | None, **common: Any
-) -> tuple[float, float]:
-    """Top-1 with the fitted head, and after the phase all."""
+def head_first(work: Path, cut_at: str | None, **common: Any) -> None:
+    """Runs in the folders head, which has the fitted head alone, and all."""
     head = transfer_config.TransferConfig(
-        workdir=str(work / "head"),
-        recipe=recipe(task, case, less=1),
-        phases="head",
-        cut_at=cut_at,
-        **common,
+        workdir=str(work / "head"), phases="head", cut_at=cut_at, **common
     )
     library.finetune(head, progress=False)
     both = dataclasses.replace(
@@ -230,12 +225,6 @@ def head_first(
         cut_at=None,  # as of the run that it starts from
     )
     library.finetune(both, progress=False)
-    return top1(common["dataset"], work / "head"), top1(common["dataset"], work / "all")
-
-
-def top1(dataset: str, folder: Path) -> float:
-    run = runs.load_run(folder)
-    return training.evaluate(run.model, data.load(dataset).test, transform=run.transform).top1
 
 
 def epochs(dataset: str, start: str, folder: Path, size: int) -> tuple[float, float, int]:
