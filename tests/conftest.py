@@ -127,6 +127,22 @@ def tiny(monkeypatch):
     return module
 
 
+@pytest.fixture
+def published_net(tmp_path, monkeypatch):
+    """MobileNetV3Small, what is published of it, and a file of its weights as the hub holds one."""
+    import safetensors.numpy
+
+    import kapps
+
+    published, *_ = kapps.list_weights("MobileNetV3Small")
+    model, file = kapps.MobileNetV3Small(input_shape=(32, 32, 3)), tmp_path / "model.safetensors"
+    kapps.save_weights(model, tmp_path / "saved.safetensors")
+    tensors = safetensors.numpy.load_file(tmp_path / "saved.safetensors")
+    safetensors.numpy.save_file(tensors, file)  # without what is of kapps
+    monkeypatch.setattr("kapps._hub.fetch", lambda asked: {published: file}[asked])
+    return model, published, file
+
+
 @pytest.fixture(scope="session")
 def mediapipe_agrees(tmp_path_factory):
     """MediaPipe's ImageClassifier, held against our runner: (files, images) to {file: scores}.

@@ -14,7 +14,6 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-import safetensors.numpy
 from PIL import Image
 from programs import run_here
 
@@ -258,14 +257,8 @@ def test_a_keras_file_that_takes_too_long(tmp_path, monkeypatch):
     assert time.monotonic() - started < 60
 
 
-def test_published_weights_tell_licence_and_file(folder, monkeypatch, capsys):
-    published = kapps.list_weights("MobileNetV3Small")[0]
-    weights = folder / "model.safetensors"  # as in the hub's cache
-    model = kapps.MobileNetV3Small(input_shape=(32, 32, 3))
-    kapps.save_weights(model, folder / "saved.safetensors")
-    tensors = safetensors.numpy.load_file(folder / "saved.safetensors")
-    safetensors.numpy.save_file(tensors, weights)  # without what is of kapps
-    monkeypatch.setattr("kapps._hub.fetch", lambda asked: {published: weights}[asked])
+def test_published_weights_tell_licence_and_file(folder, published_net, capsys):
+    _, published, weights = published_net
     output, tmp = folder / "published.tflite", shlex.quote(str(folder))
     answer = run_here(
         "tflite.programs.convert",
