@@ -31,6 +31,7 @@ from kapps.tflite.measurement.benchmark import write_results
 from kapps.tflite.measurement.latency import Latency
 from kapps.tflite.metadata import with_metadata
 from kapps.tflite.report import read_overview, write_overview
+from kapps.tflite.robustness import RobustLevel, Robustness
 
 pytest_plugins = ["tflite_fixtures"]
 
@@ -108,7 +109,10 @@ def results(tmp_path):
 
 
 def _rows(text, heading):
-    section = text.partition(f"## {heading}\n\n")[2].partition("\n\n")[0]
+    section = text.partition(f"## {heading}\n\n")[2]
+    if not section.startswith("|"):  # a caption
+        section = section.partition("\n\n")[2]
+    section = section.partition("\n\n")[0]
     lines = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in section.splitlines()]
     return [[cell.strip() for cell in line] for line in lines]
 
@@ -155,7 +159,8 @@ def test_json_has_every_figure(results, tmp_path):
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["kapps_report"] == 1
     assert values["devices"] == [f"{PHONE}, cpu, 1 thread", f"{BOARD}, cpu, 1 thread"]
-    assert values["files"] == [asdict(entry) for entry in overview.entries]
+    files = [asdict(entry) for entry in overview.entries]
+    assert values["files"] == json.loads(json.dumps(files))  # of tuples, lists
 
 
 def test_the_page(results, tmp_path):
@@ -171,6 +176,117 @@ def test_the_page(results, tmp_path):
     assert "<title>Top-1 accuracy over median latency of 4 files on 2 devices" in text
     assert re.search(r"<text[^>]*>NetA</text>", text)  # beside its point of the front
     assert not re.search(r"#0[0-9]0[0-9]0[0-9]|(stroke|fill): ?(black|#000000)", text)
+
+
+def _robustness(clean, top1s, *, source="a", **values):
+    """By PGD of one network, or as the values say; `top1s` by eps."""
+    levels = tuple(RobustLevel(eps, eps / 8, top1) for eps, top1 in top1s.items())
+    settings = {"method": "pgd", "norm": "linf", "iterations": 20, "start": "random"}
+    settings |= {"restarts": 1, "seed": 0, "images": 200} | values
+    return Robustness(
+        **settings, source="NetA", source_sha256=_sha(source), clean=clean, levels=levels
+    )
+
+
+def _attacked(folder, *results):
+    """Files of results of NetA: (variant, robustness)."""
+    paths = []
+    for number, (variant, robustness) in enumerate(results):
+        paths.append(folder / f"attacked{number}.json")
+        accuracy = _accuracy("NetA", variant, 0.975)
+        write_accuracy(replace(accuracy, robustness=robustness), paths[-1])
+    return paths
+
+
+def test_clean_and_robust_accuracy_by_eps(tmp_path):
+    paths = _attacked(
+        tmp_path,
+        ("float32", _robustness(0.99, {4: 0.5, 8: 0.125})),
+        ("int8", _robustness(0.98, {8: 0.25})),
+        ("int8", _robustness(0.98, {2: 0.75})),
+        ("int8-qat", None),
+    )
+    overview = read_overview(paths)
+    _, text, page = write_overview(overview, tmp_path / "out", title="t")
+    header, _, *rows = _rows(text.read_text(), "Robustness")
+    assert header[3:] == [
+        "clean, %",
+        "eps 2, step 0.25, %",
+        "eps 4, step 0.5, %",
+        "eps 8, step 1, %",
+    ]
+    assert rows == [
+        ["NetA_float32.tflite", "NetA", "float32", "99.00", NONE, "50.00", "12.50"],
+        ["NetA_int8.tflite", "NetA", "int8", "98.00", "75.00", NONE, "25.00"],
+    ]
+    told = "PGD, Linf, 20 iterations, random start, 1 restart, seed 0, "
+    told += f"gradients of NetA ({_sha('a')[:8]})"
+    assert f"\n{told}, 200 images. Top-1 of these images as they are" in text.read_text()
+    assert "- Attacks: " not in text.read_text()
+    text = page.read_text()
+    assert f"<title>Top-1 over eps under {told}, 200 images" in text
+    assert re.search(r"<text[^>]*>NetA_int8\.tflite</text>", text)
+    assert not re.search(r"<text[^>]*>NetA_int8-qat\.tflite</text>", text)
+    values = json.loads((tmp_path / "out" / "report.json").read_text())["files"]
+    assert values[1]["robustness"][0]["levels"][0] == {"eps": 2, "step": 0.25, "top1": 0.75}
+    assert values[2]["robustness"] == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"method": "square", "start": "stripes"},
+        {"iterations": 40},
+        {"restarts": 2},
+        {"start": "image"},
+        {"seed": 1},
+        {"source": "b"},
+    ],
+)
+def test_other_attacks_have_their_own_table(other, tmp_path):
+    paths = _attacked(
+        tmp_path,
+        ("int8", _robustness(0.99, {4: 0.5})),
+        ("float32", _robustness(0.98, {4: 0.4}, **other)),
+        ("int8", _robustness(0.97, {4: 0.3}, **other)),
+    )
+    text = write_overview(read_overview(paths), tmp_path, title="t")[1].read_text()
+    assert "- Attacks: they differ in settings" in text
+    found = [_rows(text, f"Robustness to attack {number}")[2:] for number in (1, 2)]
+    assert sorted([[row[3:] for row in rows] for rows in found]) == [
+        [["98.00", "40.00"], ["97.00", "30.00"]],
+        [["99.00", "50.00"]],
+    ]
+
+
+def test_black_boxes_of_two_files_are_one_attack(tmp_path):
+    square = {"method": "square", "start": "stripes"}
+    paths = _attacked(
+        tmp_path,
+        *((v, _robustness(0.99, {4: 0.5}, source=v, **square)) for v in ("float32", "int8")),
+    )
+    text = write_overview(read_overview(paths), tmp_path, title="t")[1].read_text()
+    assert len(_rows(text, "Robustness")) == 4
+
+
+def test_steps_have_columns_of_their_own(tmp_path):
+    other = replace(_robustness(0.9, {4: 0.5}), levels=(RobustLevel(4, 1.0, 0.25),))
+    paths = _attacked(tmp_path, ("int8", _robustness(0.9, {4: 0.5})), ("float32", other))
+    text = write_overview(read_overview(paths), tmp_path, title="t")[1].read_text()
+    header, _, *rows = _rows(text, "Robustness")
+    assert header[4:] == ["eps 4, step 0.5, %", "eps 4, step 1, %"]
+    assert [row[4:] for row in rows] == [[NONE, "25.00"], ["50.00", NONE]]
+
+
+def test_an_attack_that_contradicts_another(tmp_path):
+    one = _robustness(0.9, {4: 0.5})
+    for other, message in (
+        (replace(one, clean=0.8), "clean top-1 of NetA_int8.tflite under PGD"),
+        (_robustness(0.9, {4: 0.6}), "top-1 at eps 4 of NetA_int8.tflite under PGD"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            read_overview(_attacked(tmp_path, ("int8", one), ("int8", other)))
+        assert "attacked0.json and" in str(error.value)
 
 
 def test_accuracy_alone_and_latency_alone(results, tmp_path):

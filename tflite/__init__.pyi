@@ -4,6 +4,7 @@ from .accuracy import Accuracy as Accuracy
 from .accuracy import evaluate_file as evaluate_file
 from .accuracy import read_accuracy as read_accuracy
 from .accuracy import write_accuracy as write_accuracy
+from .attack_run import measure_robustness as measure_robustness
 from .comparison import Comparison as Comparison
 from .comparison import LayerError as LayerError
 from .comparison import compare_layers as compare_layers
@@ -38,6 +39,9 @@ from .report import Row as Row
 from .report import read_overview as read_overview
 from .report import write_overview as write_overview
 from .report import write_report as write_report
+from .robustness import Attack as Attack
+from .robustness import RobustLevel as RobustLevel
+from .robustness import Robustness as Robustness
 from .tuning import cluster as cluster
 from .tuning import logits as logits
 from .tuning import prune as prune

@@ -5,21 +5,23 @@ The file is not trusted: it runs in a child process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kapps._errors import InputError, one_line
-from kapps.tflite import child
+from kapps.tflite import child, robustness
 from kapps.tflite.measurement.latency import existing, identity
 from kapps.tflite.results import Count, Name, Sha256, Share, checked, read_json
+from kapps.tflite.robustness import Robustness
 from kapps.tools.json_files import write_json
 
 FORMAT = "kapps_accuracy"
@@ -27,6 +29,10 @@ FORMAT = "kapps_accuracy"
 _VERSION = 1
 _CHUNK_BYTES = 1 << 28  # of images that are handed to the child at once
 _MAX_RESULT_BYTES = 1 << 20
+_SECONDS_PER_IMAGE = 10.0  # that a file may take, on average
+
+Scores = Callable[[np.ndarray], np.ndarray]
+"""Images, (n, height, width, 3) in 0..255, to their scores, (n, classes)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Accuracy:
         images: how many there were.
         top1: share of the images whose class is the most probable one.
         top5: whose class is among the five most probable ones.
+        robustness: how it did on attacked images; None if it was not attacked.
     """
 
     model: Name
@@ -57,6 +64,7 @@ class Accuracy:
     images: Count
     top1: Share
     top5: Share
+    robustness: Robustness | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def evaluate_file(
     model: str | None = None,
     variant: str | None = None,
     threads: int = 1,
-    seconds_per_image: float = 10.0,
+    seconds_per_image: float = _SECONDS_PER_IMAGE,
     progress: Callable[[int], object] = lambda images: None,
 ) -> Accuracy:
     """Runs the file over a split.
@@ -181,6 +189,27 @@ def evaluate_file(
     )
 
 
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Scores]:
+    """The scores that a file gives, each batch in a process with limits.
+
+    Raises:
+        InputError: when it is called: it is no such file, or images that the file does not take, or
+            it kills the interpreter.
+    """
+    with tempfile.TemporaryDirectory() as folder, child.opened("accuracy_task") as ask:
+        given, answer = Path(folder) / "images.npy", Path(folder) / "scores.npy"
+        request = {"path": str(Path(path).resolve()), "threads": 1}
+        request |= {"images": str(given), "scores": str(answer)}
+
+        def scores(images: np.ndarray) -> np.ndarray:
+            np.save(given, images, allow_pickle=False)
+            ask(request, 30 + _SECONDS_PER_IMAGE * len(images))
+            return np.load(answer, allow_pickle=False)
+
+        yield scores
+
+
 def write_accuracy(accuracy: Accuracy, path: str | os.PathLike[str]) -> None:
     """Writes it as JSON, for `kapps-report`."""
     write_json(path, to_values(accuracy))
@@ -188,7 +217,10 @@ def write_accuracy(accuracy: Accuracy, path: str | os.PathLike[str]) -> None:
 
 def to_values(accuracy: Accuracy) -> dict[str, Any]:
     """As JSON, with the field that marks it."""
-    return {FORMAT: _VERSION, **asdict(accuracy)}
+    values = asdict(accuracy)
+    if accuracy.robustness is None:
+        del values["robustness"]
+    return {FORMAT: _VERSION, **values}
 
 
 def read_accuracy(path: str | os.PathLike[str]) -> Accuracy:
@@ -213,7 +245,9 @@ def parse_accuracy(values: Any, path: str | os.PathLike[str]) -> Accuracy:
             f"{path} is no result of kapps-evaluate --tflite: expected {FORMAT!r}: {_VERSION}"
         )
     named = {name: value for name, value in values.items() if name != FORMAT}
-    return checked(named, Accuracy, str(path))
+    attacked = robustness.parse(named.get("robustness"), f"{path}.robustness")
+    found = checked({**named, "robustness": None}, Accuracy, str(path))
+    return replace(found, robustness=attacked)
 
 
 def _tell(progress: Callable[[int], object], before: int, message: Mapping[str, Any]) -> None:

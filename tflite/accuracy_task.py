@@ -17,21 +17,28 @@ _TOP = 5  # classes
 
 
 def work(request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
-    """What the file is, or, given "images" (a .npy file), its five best classes for each."""
+    """What the file is, or, given "images" (a .npy file), its five best classes for each.
+
+    Given "scores" as well, a .npy file of that name gets all scores, float32 (n, classes).
+    """
     path = request["path"]
     emit(at=path)
     runner = Runner(path, threads=request["threads"])
     if "images" not in request:
         return _description(runner, path, request["stem"])
     images = np.load(request["images"], allow_pickle=False, mmap_mode="r")
-    best = []
+    best, kept = [], []
     for index, image in enumerate(images):
         scores = runner.predict(image[None])[0]
         if not np.isfinite(scores).all():
             raise InputError(f"{path} gives nan or infinity for image {index}")
         # Stable: among equal scores, which int8 files often give, the first class wins.
         best.append(np.argsort(-scores, kind="stable")[:_TOP].tolist())
+        if "scores" in request:
+            kept.append(scores)
         emit(done=index + 1)
+    if "scores" in request:
+        np.save(request["scores"], np.stack(kept).astype("float32"), allow_pickle=False)
     return {"best": best}
 
 

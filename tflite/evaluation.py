@@ -14,8 +14,10 @@ from PIL import Image
 
 import kapps
 from kapps._errors import InputError
-from kapps.tflite import accuracy, class_figures, evaluation_report, source
+from kapps.tflite import accuracy, attacked_split, class_figures, evaluation_report, source
 from kapps.tflite.accuracy import Accuracy
+from kapps.tflite.attacked_split import Attacked
+from kapps.tflite.robustness import Robustness
 from kapps.tools import data, pipeline, runs, training
 from kapps.tools.progress import progress_bar
 
@@ -46,6 +48,8 @@ class NetworkAccuracy:
     loss: float
     """Mean cross-entropy, nats."""
     images: int
+    robustness: Robustness | None = None
+    """On attacked images; None if it was not attacked."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,16 @@ class ExitAccuracy:
 Result = NetworkAccuracy | Accuracy | ExitAccuracy
 
 
-def evaluate_run(workdir: str, images: Split, report: str | None = None) -> NetworkAccuracy:
+def evaluate_run(
+    workdir: str, images: Split, report: str | None = None, attacked: Attacked | None = None
+) -> NetworkAccuracy:
     """The model of a finished run.
 
     Args:
         workdir: the run's folder.
         images: which.
         report: folder for what `kapps.tflite.evaluation_report` writes; None for nothing.
+        attacked: with which attack as well, by the model's own gradients.
 
     Raises:
         InputError: there is no such run or data set, or the data set has other classes, or the
@@ -98,7 +105,8 @@ def evaluate_run(workdir: str, images: Split, report: str | None = None) -> Netw
     """
     run = runs.load_run(workdir)
     dataset = _dataset_of(run, workdir, images)
-    return _evaluate(run.model, dataset, images, run.transform, report)
+    weights = None if attacked is None else attacked_split.source_of(workdir, run.model)
+    return _evaluate(run.model, dataset, images, run.transform, report, attacked, weights)
 
 
 def evaluate_exits(workdir: str, images: Split, confidence: float) -> ExitAccuracy:
@@ -154,6 +162,7 @@ def evaluate_weights(
     arguments: str | None = None,
     image_size: int | None = None,
     report: str | None = None,
+    attacked: Attacked | None = None,
 ) -> NetworkAccuracy:
     """A network with weights, a file or the tag of published ones.
 
@@ -163,7 +172,7 @@ def evaluate_weights(
         images: which; the data set has to be named.
         arguments: further ones of the network, as `kapps.tools.network` takes them.
         image_size: height and width of the input, pixels; by default the network's own.
-        report: as of `evaluate_run`.
+        report, attacked: as of `evaluate_run`.
 
     Raises:
         InputError: there is no such network, file or data set, or the number of classes differs, or
@@ -181,7 +190,7 @@ def evaluate_weights(
         remedy="evaluate on the data set of these weights",
     )
     transform = source.evaluation_transform(model)
-    return _evaluate(model, dataset, images, transform, report)
+    return _evaluate(model, dataset, images, transform, report, attacked)
 
 
 def evaluate_tflite(
@@ -191,6 +200,7 @@ def evaluate_tflite(
     *,
     model: str | None = None,
     variant: str | None = None,
+    attacked: Attacked | None = None,
 ) -> Accuracy:
     """A .tflite file, in a child process.
 
@@ -200,6 +210,8 @@ def evaluate_tflite(
         workdir: the run that it came from.
         model: the network, for the result; by default what the file says.
         variant: the quantization; by default what the file says.
+        attacked: with which attack as well. Files of the same size see the same attacked images, if
+            these are made by the gradients of the same run.
 
     Raises:
         InputError: there is no such file, run or data set, or they do not go together.
@@ -223,8 +235,9 @@ def evaluate_tflite(
     if height != width:
         raise InputError(f"{path} takes {height} x {width} pixels: expected a square")
     chosen = dataset.split(images.split)
+    attacker, weights = attacked_split.attacking_run(path, dataset, height, workdir, attacked)
     with progress_bar(len(chosen), "image", "evaluating") as bar:
-        return accuracy.evaluate_file(
+        found = accuracy.evaluate_file(
             Path(path),
             _batches(chosen, transform, images),
             dataset=dataset.name,
@@ -234,6 +247,11 @@ def evaluate_tflite(
             variant=variant,
             progress=lambda done: bar.update(done - bar.n),
         )
+    if attacked is None:
+        return found
+    transform = _cropped(transform, images)
+    left = attacked_split.attack(path, chosen, transform, attacked, attacker, weights)
+    return replace(found, robustness=left)
 
 
 def line(result: Result) -> str:
@@ -242,8 +260,10 @@ def line(result: Result) -> str:
         return _exit_lines(result)
     of = f"on {result.dataset} {result.split}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f}"
     if isinstance(result, Accuracy):
-        return f"{result.file} ({result.model}, {result.variant}) {of}, {result.images} images"
-    return f"{result.model} {of}, loss {result.loss:.4f}, {result.images} images"
+        text = f"{result.file} ({result.model}, {result.variant}) {of}, {result.images} images"
+    else:
+        text = f"{result.model} {of}, loss {result.loss:.4f}, {result.images} images"
+    return text if result.robustness is None else f"{text}\n  {result.robustness.line}"
 
 
 def _exit_lines(result: ExitAccuracy) -> str:
@@ -264,7 +284,12 @@ def _exit_lines(result: ExitAccuracy) -> str:
 
 def figures(result: Result) -> dict[str, Any]:
     """What a program writes as JSON; that of a .tflite file `kapps-report` reads."""
-    return accuracy.to_values(result) if isinstance(result, Accuracy) else asdict(result)
+    if isinstance(result, Accuracy):
+        return accuracy.to_values(result)
+    values = asdict(result)
+    if isinstance(result, NetworkAccuracy) and result.robustness is None:
+        del values["robustness"]
+    return values
 
 
 def _dataset_of(run: runs.Run, workdir: str, images: Split) -> data.Dataset:
@@ -301,6 +326,8 @@ def _evaluate(
     images: Split,
     transform: kapps.EvalTransform,
     report: str | None,
+    attacked: Attacked | None,
+    weights: attacked_split.Source | None = None,
 ) -> NetworkAccuracy:
     transform = _cropped(transform, images)
     result: runs.Evaluation | class_figures.Scores
@@ -313,6 +340,10 @@ def _evaluate(
         )
     else:
         result = _report(model, dataset, images, transform, report)
+    left = None
+    if attacked is not None:
+        chosen = dataset.split(images.split)
+        left = attacked_split.attack(model, chosen, transform, attacked, None, weights)
     return NetworkAccuracy(
         model.name,
         dataset.name,
@@ -321,6 +352,7 @@ def _evaluate(
         result.top5,
         result.loss,
         result.images,
+        left,
     )
 
 

@@ -34,7 +34,7 @@ class Classifier(Graph):
         Raises:
             InputError: they are none that the model takes: in shape, or in the range of numbers.
         """
-        array = ops.convert_to_numpy(images) if ops.is_tensor(images) else np.asarray(images)
+        array = as_array(images, f"{self.caller}: the images")
         wanted = self.image.shape[1:]
         if (
             array.ndim != 4
@@ -47,8 +47,10 @@ class Classifier(Graph):
                 f"{self.caller}: {self.model.name} takes images (N, {', '.join(sides.split('x'))}),"
                 f" not {array.shape}{one}"
             )
-        if not np.issubdtype(array.dtype, np.number):
-            raise InputError(f"{self.caller}: the images must be numbers, not {array.dtype}")
+        if not np.issubdtype(array.dtype, np.integer) and not np.issubdtype(
+            array.dtype, np.floating
+        ):
+            raise InputError(f"{self.caller}: the images must be real numbers, not {array.dtype}")
         found = array.astype(self._dtype, copy=False)
         if not np.isfinite(found).all():
             raise InputError(f"{self.caller}: the images have numbers that are not finite")
@@ -129,7 +131,7 @@ class Classifier(Graph):
         Raises:
             InputError: they are not, or beyond the model's classes.
         """
-        found = ops.convert_to_numpy(classes) if ops.is_tensor(classes) else np.asarray(classes)
+        found = as_array(classes, f"{self.caller}: {what}")
         if found.ndim == 0:
             found = np.full(count, found)
         if found.shape != (count,) or not np.issubdtype(found.dtype, np.integer):
@@ -146,9 +148,15 @@ class Classifier(Graph):
         return found.astype(np.int64)
 
     def classes_of(self, images: np.ndarray, classes: Any) -> np.ndarray:
-        """The classes as given, or the predicted ones for None."""
+        """The classes as given, or the predicted ones for None.
+
+        Raises:
+            InputError: they are no classes, or the model gives none; see `labels` and `predict`.
+        """
         if classes is not None:
-            return self.labels(classes, len(images))
+            found = self.labels(classes, len(images))
+            self.predict(images[:1])
+            return found
         return self.predict(images).argmax(-1)
 
     # --- What comes out --------------------------------------------------------------------------
@@ -182,10 +190,11 @@ class Classifier(Graph):
         """
         parts = [self.maps_of(batch, [self.logits])[0] for (batch,) in self.batches(images)]
         logits = np.concatenate([ops.convert_to_numpy(part) for part in parts])
-        self._check_logits(logits)
+        self.check_logits(logits)
         return ops.convert_to_numpy(self.both_sides(ops.convert_to_tensor(logits)))
 
-    def _check_logits(self, logits: np.ndarray) -> None:
+    def check_logits(self, logits: np.ndarray) -> None:
+        """Raises an `InputError` where they are not finite, or probabilities."""
         if not np.isfinite(logits).all():
             raise InputError(f"{self.caller}: {self.model.name} gives numbers that are not finite")
         if logits.shape[-1] > 1 and logits.min() >= 0 and np.abs(logits.sum(-1) - 1).max() < 1e-3:
@@ -248,3 +257,17 @@ class Classifier(Graph):
                 f"{first + i}: no ReLU on the way is active, or the network does not depend on its "
                 "input; explain another class, or use occlusion, which needs no gradient"
             )
+
+
+def as_array(value: Any, what: str) -> np.ndarray:
+    """Also of a tensor of the backend.
+
+    Raises:
+        InputError: its rows differ in length.
+    """
+    if ops.is_tensor(value):
+        return ops.convert_to_numpy(value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{what} are no array, for they differ in shape: {error}") from error

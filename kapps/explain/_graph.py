@@ -159,7 +159,7 @@ class Graph:
         while output in makers:
             call = makers[output]
             classifying = call.activation in _CLASSIFYING
-            if _does_nothing(call.operation) or (classifying and call.is_only_activation):
+            if does_nothing(call.operation) or (classifying and call.is_only_activation):
                 output = call.input_tensors[0]
                 continue
             if classifying:
@@ -344,7 +344,7 @@ def _open(graph: Any, inputs: Sequence[Tensor], prefix: str, calls: list[Call]) 
     return [tensors[id(symbol)] for symbol in graph.outputs]
 
 
-def _does_nothing(operation: Any) -> bool:
+def does_nothing(operation: Any) -> bool:
     """In inference, to the numbers."""
     return isinstance(operation, (layers.Dropout, layers.Identity)) or (
         isinstance(operation, layers.Activation) and operation.activation.__name__ == "linear"

@@ -7,17 +7,26 @@ Examples:
   kapps-evaluate --tflite=net_int8.tflite --dataset=digits --split=test --json=net_int8.json
   kapps-evaluate --workdir=/tmp/run --split=test --report=/tmp/report
 
+With --attack_eps it tells as well what is left of the accuracy on attacked images: of a run those
+that its own gradients make, of a file those that the run's gradients make, or --attack=square,
+which only asks the file for its scores:
+
+  kapps-evaluate --workdir=/tmp/run --attack_eps=1,2,4,8
+  kapps-evaluate --tflite=net_int8.tflite --dataset=digits --attack_eps=1,2,4,8 \\
+    --attack_model=/tmp/run --json=net_int8.json
+
 The figures of .tflite files are what kapps-report puts beside those of kapps-benchmark.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from absl import flags
 
 from kapps._errors import InputError, printable
-from kapps.tflite.programs import model_flags
+from kapps.tflite.programs import attack_flags, model_flags
 from kapps.tools import cli
 from kapps.tools.streams import start_keras
 
@@ -52,6 +61,7 @@ _EXIT = flags.DEFINE_float(
     lower_bound=0,
     upper_bound=1,
 )
+_ATTACK = attack_flags.define()
 _JSON = cli.define_json()
 
 
@@ -76,19 +86,27 @@ def main(argv: list[str]) -> int | None:
         _WORKDIR.value is None or _TFLITE.value is not None or _REPORT.value is not None
     ):
         raise InputError("--exit_confidence is of a run: give --workdir, no --tflite or --report")
+    _ATTACK.check(_TFLITE.value is not None, _WORKDIR.value is not None, _EXIT.value is not None)
     start_keras()
     from kapps.tflite import evaluation
 
-    split = _SPLIT.value
+    split, attacked = _SPLIT.value, _ATTACK.value
+    if attacked is not None:  # TensorFlow warns that each budget is traced anew
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     result: evaluation.Result
     if _TFLITE.value is not None:
         result = evaluation.evaluate_tflite(
-            _TFLITE.value, split, _WORKDIR.value, model=_MODEL.value, variant=_VARIANT.value
+            _TFLITE.value,
+            split,
+            _WORKDIR.value,
+            model=_MODEL.value,
+            variant=_VARIANT.value,
+            attacked=attacked,
         )
     elif _EXIT.value is not None:
         result = evaluation.evaluate_exits(_WORKDIR.value, split, _EXIT.value)
     elif _WORKDIR.value is not None:
-        result = evaluation.evaluate_run(_WORKDIR.value, split, _REPORT.value)
+        result = evaluation.evaluate_run(_WORKDIR.value, split, _REPORT.value, attacked)
     else:
         name, _ = cli.required(_MODEL, _SPLIT.dataset)
         result = evaluation.evaluate_weights(
@@ -98,6 +116,7 @@ def main(argv: list[str]) -> int | None:
             arguments=_ARGUMENTS.value,
             image_size=_IMAGE_SIZE.value,
             report=_REPORT.value,
+            attacked=attacked,
         )
     text = evaluation.line(result)
     if _REPORT.value is not None:

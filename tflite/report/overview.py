@@ -1,5 +1,7 @@
 """One page for a set of models and devices: accuracy, size and latency, float beside int8.
 
+And, of files that were attacked, a table an attack: what is left of their accuracy by budget.
+
 The form is that of the EfficientNet-Lite table: a row a model, a column a device.
 https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/README.md
 """
@@ -18,7 +20,9 @@ from kapps.tflite.measurement.benchmark import FORMAT as BENCHMARK_FORMAT
 from kapps.tflite.measurement.benchmark import MAX_BYTES, parse_results
 from kapps.tflite.report.page import Section, write_pages
 from kapps.tflite.report.picture import Point, picture
+from kapps.tflite.report.robustness_rows import attacks_of, joined, robustness_sections
 from kapps.tflite.results import read_json
+from kapps.tflite.robustness import Robustness
 from kapps.tools.page import Table
 
 _MISSING = "\N{EN DASH}"
@@ -54,6 +58,7 @@ class Entry:
         size_bytes: of the file.
         top1: accuracy, 0 to 1; None if it was not evaluated.
         timings: by device, with the accelerator and the number of threads.
+        robustness: on attacked images, one for each attack of other settings.
     """
 
     model: str
@@ -63,6 +68,7 @@ class Entry:
     size_bytes: int
     top1: float | None
     timings: Mapping[str, Timing]
+    robustness: tuple[Robustness, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,17 @@ def read_overview(paths: Sequence[str | os.PathLike[str]]) -> Overview:
                 a.size_bytes,
                 a.top1,
                 entry.timings if entry else {},
+                entry.robustness if entry else (),
             )
+            if (r := a.robustness) is not None:
+                where = f"{a.file} under {r.attack}"
+                key = (a.sha256, r.settings)
+                once((*key, "clean"), r.clean, path, f"clean top-1 of {where}")
+                for level in r.levels:
+                    step = (*key, level.eps, level.step)
+                    once(step, level.top1, path, f"top-1 at eps {level.eps} of {where}")
+                both = joined(found[a.sha256].robustness, r)
+                found[a.sha256] = replace(found[a.sha256], robustness=both)
             continue
         for result in parse_results(content, path):
             file, sha256 = Path(result.file).name, result.sha256
@@ -166,6 +182,11 @@ def write_overview(overview: Overview, folder: str | os.PathLike[str], *, title:
         )
         shown = picture([point for _, point in points], label=label)
         sections.append(Section("Accuracy and latency", picture=shown))
+    attacked = [
+        (entry.file, entry.model, entry.variant or _MISSING, entry.robustness)
+        for entry in overview.entries
+    ]
+    sections += robustness_sections(attacked)
     table = Table(_FILE_HEADER, _file_rows(overview), text_columns=(0, 1, 2, 5))
     sections.append(Section("Files", table))
     values = {
@@ -292,6 +313,10 @@ def _facts(overview: Overview) -> dict[str, str]:
         "float32 → int8: the post-training quantized (PTQ) file, or where there is none that of "
         "quantization-aware training (QAT)"
     )
+    if len(attacks_of(entry.robustness for entry in overview.entries)) > 1:
+        facts["Attacks"] = (
+            "they differ in settings, so that each has a table of its own: compare within one only"
+        )
     facts[_MISSING] = "not measured, or not told by the device's tool"
     return facts
 

@@ -1,4 +1,7 @@
-"""The picture of a report: accuracy over latency, as SVG that follows light and dark."""
+"""The pictures of a report, as SVG that follows light and dark.
+
+They show accuracy over latency, and what is left of accuracy over the budget of an attack.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
+from kapps._errors import one_line
 from kapps.tools.pictures import COLORS, MARKERS, Inks, svg
 
 _Point = TypeVar("_Point")
+_MOST_NAME = 36  # characters in a legend
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,46 @@ def picture(points: Sequence[Point], *, label: str, where: str = "", number: int
         _draw(figure.add_subplot(), points, where, inks)
 
     return svg(draw, (9, 4.8), label=label, number=number)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What an attack leaves of a file's accuracy.
+
+    Attributes:
+        name: of the file, for the legend.
+        points: budgets in gray levels, 0 for clean images, and accuracies, 0 to 1.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+def curves(lines: Sequence[Curve], *, label: str, number: int) -> Markup:
+    """Accuracy over the budget, a line a file; `label` and `number` as of `picture`."""
+
+    def draw(figure: Any, inks: Inks) -> None:
+        axes = figure.add_subplot()
+        for i, line in enumerate(lines):
+            axes.plot(
+                *zip(*((eps, 100 * top1) for eps, top1 in line.points), strict=True),
+                color=COLORS[i % len(COLORS)],
+                marker=MARKERS[i % len(MARKERS)],
+                # Smaller from one to the next: lines on one another stay visible.
+                markersize=max(11 - 1.5 * i, 5),
+                markerfacecolor="none",
+                markeredgewidth=1.8,
+                linewidth=1.5,
+                label=one_line(line.name, _MOST_NAME),
+            )
+        axes.set_ylim(-2, 102)
+        axes.set_xticks(sorted({eps for line in lines for eps, _ in line.points}))
+        axes.grid()
+        axes.set_xlabel("eps, gray levels of 0..255 (0: clean images)")
+        axes.set_ylabel("top-1, %")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+    return svg(draw, (9, 4.2), label=label, number=number)
 
 
 def _draw(axes: Any, points: Sequence[Point], where: str, inks: Inks) -> None:
