@@ -82,7 +82,7 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
     }
     assert {"kapps/__init__.py", "kapps/tools/__init__.py", "kapps/tflite/__init__.py"} <= expected
     data = {"kapps/py.typed", "kapps/weights_index.csv"}
-    stubs = {"kapps/__init__.pyi", "kapps/tflite/__init__.pyi"}
+    stubs = {f"{package}/__init__.pyi" for package in ("kapps", "kapps/explain", "kapps/tflite")}
     assert modules(wheel) == expected | data | stubs
     assert "Apache License" in dist_info(wheel, "licenses/LICENSE")
 
@@ -103,7 +103,7 @@ def test_metadata(wheel):
     required = metadata.get_all("Requires-Dist")
     bare = {re.split(r"[<>=!~ ]", r)[0] for r in required if "extra ==" not in r}
     assert bare == {"keras", "lazy_loader", "numpy"}
-    extras = {"weights", "train", "tflite", "all", "mediapipe", "dev"}
+    extras = {"weights", "train", "tflite", "attack", "all", "mediapipe", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 
@@ -117,6 +117,7 @@ PROGRAMS = {
             "convert",
             "demo",
             "evaluate",
+            "explain",
             "inspect",
             "report",
             "tune",

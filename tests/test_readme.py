@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from model_table import TABLE
 
+from kapps.tools.explain_methods import METHODS
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -44,6 +46,23 @@ def test_the_list_of_models_is_complete():
         if not row.arguments:
             (line,) = [line for line in lines if line.startswith(f"| `{row.name}` |")]
             assert f" {row.parameters:,} " in line
+
+
+def test_the_gallery_shows_each_method():
+    """As benchmarks/gallery.py draws it, in small files, with the photographers' names."""
+    text = (ROOT / "docs" / "gallery.md").read_text()
+    files = [ROOT / "docs" / name for name in re.findall(r"!\[.*?\]\((.+?)\)", text)]
+    sizes = [file.stat().st_size for file in files]
+    assert max(sizes) < 100_000
+    assert sum(sizes) < 2_500_000
+    assert {file.name for file in files} == {
+        file.name for file in (ROOT / "docs" / "gallery").iterdir() if file.suffix != ".json"
+    }
+    others = "class_visualization deep_dream reconstructions fgsm pgd universal patch lesions"
+    for name in [*METHODS, *others.split()]:
+        assert f"`{name}`" in text
+    for name in ("CC BY 2.0", "danielbuechele", "vultilion"):
+        assert name in text
 
 
 @pytest.mark.slow

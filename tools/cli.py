@@ -38,7 +38,7 @@ def run(main: Callable[[list[str]], int | None], *, files: str = "") -> NoReturn
     """Parses the flags, calls `main(argv)` and exits with what it returns.
 
     A program that takes arguments besides flags says what they are, such as `files="FILE..."`, and
-    finds them in argv[1:]: at least one.
+    finds them in argv[1:]: at least one, unless they stand in brackets, "[FILE...]".
 
     Exit codes: 0, or what `main` returns; 2 for a user's mistake (a wrong flag or an `InputError`)
     and for an output that cannot be written, told in one line on stderr; 130 when interrupted, 143
@@ -59,7 +59,7 @@ def run(main: Callable[[list[str]], int | None], *, files: str = "") -> NoReturn
                 raise InputError(str(error)) from error
             if flags.FLAGS["verbosity"].using_default_value:
                 flags.FLAGS.verbosity = logging.WARNING  # or app.run would make it INFO
-            if files and not rest[1:]:
+            if files and not files.startswith("[") and not rest[1:]:
                 raise InputError(f"{files} must be given; --help says more")
             if rest[1:] and not files:
                 raise InputError(f"unexpected argument {rest[1]!r}; --help lists the flags")

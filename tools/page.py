@@ -51,7 +51,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var
   max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 figure { margin: 1rem 0; overflow-x: auto; } a { color: inherit; }
-figure > img { max-width: 100%; }
+figure > img { max-width: 100%; } figcaption { color: var(--faint); }
 svg { width: 100%; height: auto; min-width: 40rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--faint); padding-bottom: .5rem; }
@@ -64,6 +64,9 @@ ul.cards { display: flex; flex-wrap: wrap; gap: 1rem; padding: 0; list-style: no
 ul.cards li { width: 10rem; font-size: .85rem; line-height: 1.35; overflow-wrap: anywhere; }
 ul.cards img { width: 10rem; height: 10rem; object-fit: contain; image-rendering: pixelated;
   background: var(--line); }
+ul.large li, ul.large img { width: 13rem; } ul.large img { height: 13rem; }
+ul.large p.message { width: 11rem; height: 11rem; padding: calc(1rem - 1px); margin: 0 0 .4rem;
+  border: 1px solid var(--line); box-sizing: content-box; overflow: auto; color: var(--faint); }
 ul.cards span { display: block; } ul.cards span:last-child { color: var(--faint); }
 </style></head><body>
 <h1>{{ title }}</h1>
@@ -74,7 +77,8 @@ ul.cards span { display: block; } ul.cards span:last-child { color: var(--faint)
 <h2>{{ section.heading }}</h2>
 <figure>{% if section.table %}{{ show(section.table) }}{% endif %}
   {% if section.picture %}{{ section.picture }}{% endif %}
-  {% if section.cards %}<ul class="cards">
+  {% if section.note %}<figcaption>{{ section.note }}</figcaption>{% endif %}
+  {% if section.cards %}<ul class="cards{% if section.kind %} {{ section.kind }}{% endif %}">
   {% for card in section.cards %}
     <li>{{ card.picture }}{% for line in card.lines %}<span>{{ line }}</span>{% endfor %}</li>
   {% endfor %}</ul>{% endif %}</figure>
@@ -120,12 +124,19 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with a table, a picture (see `kapps.tools.pictures`), cards, or several of them."""
+    """A heading with a table, a picture (see `kapps.tools.pictures`), cards, or several of them.
+
+    Attributes:
+        kind: the cards' class in the page's style: "large" for pictures of 208 pixels.
+        note: what stands below the picture.
+    """
 
     heading: str
     table: Table | None = None
     picture: Markup | None = None
     cards: Sequence[Card] = ()
+    kind: str = ""
+    note: str = ""
 
 
 def render(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:

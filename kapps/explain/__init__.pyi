@@ -1,5 +1,57 @@
 """The public names, each once: `__init__.py` reads them, type checkers as well."""
 
+from .adapters import art_blackbox as art_blackbox
+from .adapters import art_classifier as art_classifier
+from .adapters import foolbox_model as foolbox_model
+from .attacks import fgsm as fgsm
+from .attacks import pgd as pgd
+from .cam import cam as cam
 from .cam import grad_cam as grad_cam
+from .cam import grad_cam_plus_plus as grad_cam_plus_plus
+from .cam import layer_cam as layer_cam
+from .cam import score_cam as score_cam
+from .dream import deep_dream as deep_dream
+from .embedding import feature_map as feature_map
+from .embedding import scatter as scatter
+from .inversion import Inversion as Inversion
+from .inversion import invert as invert
+from .inversion import psnr as psnr
+from .inversion import reconstructions as reconstructions
+from .landscape import loss_landscape as loss_landscape
+from .lesions import Lesion as Lesion
+from .lesions import lesions as lesions
+from .occlusion import occlusion as occlusion
+from .optimization import LayerGradient as LayerGradient
+from .optimization import gradient_norms as gradient_norms
+from .optimization import shattering as shattering
+from .patch import AdversarialPatch as AdversarialPatch
+from .patch import apply_patch as apply_patch
+from .patch import patch as patch
+from .patches import Patch as Patch
+from .patches import top_patches as top_patches
+from .penalized import penalized as penalized
+from .pictures import heatmap as heatmap
+from .pictures import overlay as overlay
+from .proxy import Transfer as Transfer
+from .proxy import proxy as proxy
+from .proxy import transfer as transfer
+from .saliency import guided_backpropagation as guided_backpropagation
+from .saliency import integrated_gradients as integrated_gradients
+from .saliency import saliency as saliency
+from .saliency import smooth_grad as smooth_grad
+from .sanity import Randomization as Randomization
+from .sanity import randomization as randomization
+from .scores import Curves as Curves
+from .scores import deletion as deletion
+from .scores import insertion as insertion
+from .scores import pointing_game as pointing_game
+from .squeezing import feature_squeezing as feature_squeezing
+from .squeezing import squeezing_threshold as squeezing_threshold
+from .synthesis import class_visualization as class_visualization
+from .units import activations as activations
+from .units import filters as filters
+from .units import grid as grid
+from .universal import Universal as Universal
+from .universal import universal as universal
 
 __all__: list[str]
