@@ -9,6 +9,8 @@ from ._heads import early_exits as early_exits
 from ._heads import without_auxiliary_heads as without_auxiliary_heads
 from ._index import PublishedWeights as PublishedWeights
 from ._index import list_weights as list_weights
+from ._lesion import lesion as lesion
+from ._lesion import removable_blocks as removable_blocks
 from ._model import Builder as Builder
 from ._model import preprocess_input as preprocess_input
 from ._profile import LayerProfile as LayerProfile

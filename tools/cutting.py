@@ -8,7 +8,6 @@ features in deep neural networks?").
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import keras
 
 import kapps
 from kapps._block_skipping import any_depth
+from kapps._blocks import block_of, counting, is_within, prefixes
 from kapps._errors import InputError, unknown
 from kapps._features import ancestors, cut_points, features_end, pyramid
 from kapps._layers import layer_name
@@ -24,9 +24,6 @@ from kapps.tools.network import build_network
 
 if TYPE_CHECKING:
     from kapps import Builder
-
-# The last component of a path that counts: blocks.2.1, layer3.0, denselayer7, inception4b
-_COUNTS = re.compile(r"\d[a-z]?$")
 
 
 def cut_network(
@@ -80,16 +77,16 @@ def cut_network(
 def borders(model: keras.Model) -> list[Any]:
     """The calls of layers behind which a network can be cut: none is within a block.
 
-    In the order of execution. A block is what has a name that counts, such as blocks.2.1, and no
-    smaller one within; a layer outside of all blocks stands by itself.
+    In the order of execution. A block is as in `kapps._blocks`; a layer outside of all blocks
+    stands by itself.
     """
     end = features_end(model)
     order = {id(node): i for i, node in enumerate(ancestors(model, end))}
     nodes = [node for node in ancestors(model, end) if not node.is_input]
     spans: dict[str, tuple[int, int]] = {}
-    blocks = _blocks(model)
+    blocks = counting(_paths(model))
     for node in nodes:
-        block = _block_of(node.operation.name, blocks)
+        block = block_of(node.operation.name, blocks)
         if block is not None:
             first, _ = spans.get(block, (order[id(node)], 0))
             spans[block] = first, order[id(node)]
@@ -107,12 +104,12 @@ def stage_ends(model: keras.Model) -> list[Any]:
 
     A stem, which lies before the first block, is no stage of its own.
     """
-    found, blocks, ends = borders(model), _blocks(model), []
+    found, blocks, ends = borders(model), counting(_paths(model)), []
     for _, tensor in sorted(pyramid(model).items()):
         made = ancestors(model, tensor)
         before = {id(node) for node in made}
         last = [node for node in found if id(node) in before][-1:]
-        if not blocks or any(_block_of(node.operation.name, blocks) for node in made):
+        if not blocks or any(block_of(node.operation.name, blocks) for node in made):
             ends += [node for node in last if node not in ends]
     return ends
 
@@ -122,7 +119,7 @@ def _place(model: keras.Model, at: str) -> Any:
     if at.isdecimal():
         return _at_stride(model, int(at), found)
     wanted = layer_name(at)
-    inside = [node for node in found if _is_within(node.operation.name, wanted)]
+    inside = [node for node in found if is_within(node.operation.name, wanted)]
     if not inside:
         raise unknown(f"place to cut {model.name} at", at, _names(model, found))
     return inside[-1]
@@ -144,34 +141,10 @@ def _paths(model: keras.Model) -> list[str]:
     return [layer.checkpoint_path for layer in model.layers if hasattr(layer, "checkpoint_path")]
 
 
-def _prefixes(path: str) -> list[str]:
-    """ "a", "a.b" of "a.b.c"."""
-    words = path.split(".")
-    return [".".join(words[:i]) for i in range(1, len(words))]
-
-
-def _blocks(model: keras.Model) -> set[str]:
-    """Layer names of the innermost prefixes that count."""
-    found = set()
-    for path in _paths(model):
-        counting = [prefix for prefix in _prefixes(path) if _COUNTS.search(prefix)]
-        found |= {layer_name(prefix) for prefix in counting[-1:]}
-    return found
-
-
-def _block_of(name: str, blocks: set[str]) -> str | None:
-    """The smallest block that a layer belongs to."""
-    return max((block for block in blocks if _is_within(name, block)), key=len, default=None)
-
-
-def _is_within(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}_")
-
-
 def _names(model: keras.Model, found: Sequence[Any]) -> list[str]:
     """What a user may say, beside strides."""
     ends = [node.operation.name for node in found]
-    prefixes = {prefix for path in _paths(model) for prefix in _prefixes(path)}
-    groups = {p for p in prefixes if any(_is_within(end, layer_name(p)) for end in ends)}
-    inside = {end for end in ends for group in groups if _is_within(end, layer_name(group))}
+    named = {prefix for path in _paths(model) for prefix in prefixes(path)}
+    groups = {p for p in named if any(is_within(end, layer_name(p)) for end in ends)}
+    inside = {end for end in ends for group in groups if is_within(end, layer_name(group))}
     return sorted(groups | (set(ends) - inside))
