@@ -3,8 +3,8 @@
     python tests/replicas.py OUTPUT.npz
 
 By hand: gradients summed and clipped, a step, and the average of the weights; one step is left
-out, as where gradients of 16 bits overflow. And by manifold mixup. A process of its own, since
-TensorFlow divides the CPU before it does anything else.
+out, as where gradients of 16 bits overflow. And by manifold mixup, and attacked. A process of its
+own, since TensorFlow divides the CPU before it does anything else.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from kapps.tools import distribution, optimizers, steps
+from kapps.tools.adversarial import Attack
 from kapps.tools.averages import Average
 from kapps.tools.layers import Clock
 from kapps.tools.manifold import MixedForward
@@ -77,12 +78,14 @@ def train(devices: distribution.Devices, name: str) -> dict[str, np.ndarray]:
     return found
 
 
-def train_mixed(devices: distribution.Devices) -> dict[str, np.ndarray]:
-    """Weights after manifold mixup at each place, with the statistics of mixed batches."""
+MIXED = {"manifold_mixup": 2.0}
+ATTACKED = {"adversarial_eps": 20.0, "adversarial_iterations": 2, "accumulate": 2}
+
+
+def train_by(devices: distribution.Devices, settings: dict[str, float]) -> dict[str, np.ndarray]:
+    """Weights after three steps, with the statistics of what was mixed or attacked."""
     keras.utils.set_random_seed(0)
-    recipe = dataclasses.replace(
-        RECIPES["default"], batch_size=BATCH, optimizer="sgd", manifold_mixup=2.0
-    )
+    recipe = dataclasses.replace(RECIPES["default"], batch_size=BATCH, optimizer="sgd", **settings)
     with devices.scope():
         model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255)])
         for _ in range(2):
@@ -92,9 +95,11 @@ def train_mixed(devices: distribution.Devices) -> dict[str, np.ndarray]:
         model.add(keras.layers.Dense(2))
         schedule = Schedule("constant", 0.05, epochs=1, steps_per_epoch=3)
         optimizer = optimizers.make_optimizer("sgd", schedule, model.trainable_variables)
-    clock = Clock(optimizer, 1, devices.replicas)
-    forward = MixedForward(model)
-    step = devices.compiled(steps.Training(model, optimizer, clock, recipe, forward=forward))
+    clock = Clock(optimizer, recipe.accumulate, devices.replicas)
+    forward = MixedForward(model) if recipe.manifold_mixup else None
+    attack = Attack(recipe, clock, 0, 3) if recipe.adversarial_eps else None
+    training = steps.Training(model, optimizer, clock, recipe, forward=forward, attack=attack)
+    step = devices.compiled(training)
     random = np.random.default_rng(0)
     for place in range(3):
         images = random.integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
@@ -119,10 +124,15 @@ def main(output: str) -> None:
     strategies = {name: distribution.make_devices(name) for name in ("none", "mirrored")}
     found = {}
     # One that counts steps, and one that does not divide by the size of the gradient.
-    for optimizer in ("lamb", "sgd", "mixed"):
+    settings = {"mixed": MIXED, "attacked": ATTACKED}
+    for optimizer in ("lamb", "sgd", *settings):
         for strategy, devices in strategies.items():
             keras.backend.clear_session()  # layers are numbered anew
-            values = train_mixed(devices) if optimizer == "mixed" else train(devices, optimizer)
+            values = (
+                train_by(devices, settings[optimizer])
+                if optimizer in settings
+                else train(devices, optimizer)
+            )
             for key, value in values.items():
                 found[f"{strategy}/{optimizer}/{key}"] = value
     np.savez(output, **found)

@@ -350,8 +350,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         ),
         Fault(
             "batch-norm-frozen-in-training",
-            "self._model(images, training=True)",
-            "self._model(images, training=False)",
+            "self._outputs(images, mix, training=True)",
+            "self._outputs(images, mix, training=False)",
             ("test_training_loop.py -k normalizes_by_the_batch",),
         ),
         Fault(
@@ -386,8 +386,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         ),
         Fault(
             "gradient-of-the-sum",
-            "scaled = loss * scale / self._recipe.batch_size",
-            "scaled = loss * scale",
+            "return loss * scale / self._recipe.batch_size",
+            "return loss * scale",
             ("test_training_loop.py -k smoothed",),
         ),
         Fault(

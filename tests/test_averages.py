@@ -88,7 +88,7 @@ def test_checkpoints_know_averages_by_the_names_of_weights() -> None:
 
 
 def test_two_replicas_train_as_one(tmp_path: Path) -> None:
-    """Gradients summed once, clipped after that; averages that all replicas have; mixed pairs."""
+    """Gradients summed once, clipped after that; averages all replicas have; mixing; attacks."""
     output = tmp_path / "found.npz"
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
     program = Path(__file__).with_name("replicas.py")
@@ -98,7 +98,7 @@ def test_two_replicas_train_as_one(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-3000:]
     found = np.load(output)
     names = [name for name in found if name.startswith("none/")]
-    assert len(names) == 2 * (7 + 7 + 2) + 14  # of manifold mixup the weights
+    assert len(names) == 2 * (7 + 7 + 2) + 2 * 14  # of what is mixed or attacked the weights
     for name in names:
         # The order of sums: 1e-7 when this was written.
         np.testing.assert_allclose(

@@ -238,6 +238,7 @@ def _recipe(config: TuneConfig, start: dict[str, Any], transform: kapps.EvalTran
         crop=transform.crop,
         interpolation=transform.interpolation,
         warmup_epochs=0.0,
+        adversarial_warmup_epochs=0.0,
         manifold_mixup=0.0,
         average=None,
         clip_adaptive=None,

@@ -32,11 +32,26 @@ class Clock:
         self.part = 0
         """Which one of the step is being computed, while the step is compiled."""
 
+    @property
+    def step(self) -> tf.Tensor:
+        """The steps that have been taken, int64."""
+        return tf.cast(self._optimizer.iterations.value, tf.int64)
+
     def number(self, whole: bool) -> tf.Tensor:
         """That of the present draw; `whole`: the same on all replicas."""
-        part = tf.cast(self._optimizer.iterations.value, tf.int64) * self._parts + self.part
+        part = self.step * self._parts + self.part
         replica = 0 if whole else distribution.replica()
         return part * self.replicas + tf.cast(replica, tf.int64)
+
+    def places(self, count: tf.Tensor) -> tf.Tensor:
+        """Numbers the `count` images of this part: int64 (count,).
+
+        An image's is the same however a batch is divided into replicas and parts.
+        """
+        replica = tf.cast(distribution.replica(), tf.int64)
+        part = self._parts * (self.step * self.replicas + replica) + self.part
+        count = tf.cast(count, tf.int64)
+        return part * count + tf.range(count)
 
 
 _MEMORY = 25  # of batch norm's statistics, at the least so many times in a run

@@ -21,6 +21,7 @@ import kapps
 from kapps._errors import InputError
 from kapps.custom_layers import ImageNormalization
 from kapps.tools import data, distribution, layers, mixing, pipeline, steps
+from kapps.tools.adversarial import Attack
 from kapps.tools.averages import Average, averaged
 from kapps.tools.checkpoints import Checkpoints
 from kapps.tools.data_service import ServiceLoader
@@ -50,7 +51,7 @@ class Loop:
         clock: of the model's layers.
         recipe: with batch size and image size.
         dataset: whose training and validation images are used.
-        seed: of order and augmentation.
+        seed: of order, augmentation and what the recipe draws beside.
         average: of the weights, which validation then uses.
         loss_scale: of numbers of 16 bits.
         teacher: gives logits to be learned from too.
@@ -87,6 +88,9 @@ class Loop:
         self._service = data_service
         self._check_mixing()
         self._forward = MixedForward(model) if recipe.manifold_mixup else None
+        self._attack = (
+            Attack(recipe, clock, seed, self.steps_per_epoch) if recipe.adversarial_eps else None
+        )
         self.overflows = loss_scale is not None
         self._class_weights = self._weights_of_classes() if recipe.class_weights else None
         self._stage: int | None = None
@@ -170,6 +174,7 @@ class Loop:
                 teacher=self._teacher,
                 distillation=self._distillation,
                 forward=self._forward,
+                attack=self._attack,
             )
         )
 

@@ -65,10 +65,11 @@ class MixedForward:
         """How many there are, the input included."""
         return len(self._parts)
 
-    def __call__(self, images: Any, mix: Any) -> Any:
+    def __call__(self, images: Any, mix: Any, training: bool = True) -> Any:
         """What the network gives; `mix` is `mixing.Mix.vector`."""
         first, *others = self._parts
-        x = first(images, training=True)
+        x = first(images, training=training)
         for place, part in enumerate(others, start=1):
-            x = part(mixing.mix_features(x, mixing.share_at(mix, place)), training=True)
+            mixed = mixing.mix_features(x, mixing.share_at(mix, place))
+            x = part(mixed, training=training)
         return x

@@ -173,6 +173,26 @@ class Recipe:
     )
     mix_probability: float = _setting(1.0, "share of the batches that are mixed", _SHARE)
     mix_switch: float = _setting(0.5, "share of CutMix where mixup is in use too", _SHARE)
+    adversarial_eps: float = _setting(
+        0.0,
+        "adversarial training: each image is changed by at most so much, gray levels of 0..255, to "
+        "where its loss is high, and learned from there; 0 for none",
+        (lambda x: 0 <= x <= 255, "in 0 to 255"),
+    )
+    adversarial_step: float | None = _setting(
+        None,
+        "of its attack (PGD): gray levels an iteration; None: 2.5 eps over the iterations",
+        _POSITIVE,
+    )
+    adversarial_iterations: int = _setting(
+        7, "of its attack, from a random start: a pass forward and one backward each"
+    )
+    adversarial_warmup_epochs: float = _setting(
+        0.0,
+        "eps and step grow from 0 over these first epochs: from random weights many a network "
+        "learns nothing at a large eps",
+        _NOT_NEGATIVE,
+    )
     repeats: int = _setting(1, "how often an image is in a batch, augmented anew each time")
     label_smoothing: float = _setting(
         0.0, "share of the target that is spread over all classes", _BELOW_ONE
@@ -240,6 +260,11 @@ class Recipe:
                 "manifold_mixup mixes at the input as well, and takes the place of mixup and "
                 "cutmix: set those to 0, or manifold_mixup"
             )
+        if self.adversarial_step is not None and not self.adversarial_eps:
+            raise InputError(
+                "adversarial_step is of adversarial training, and adversarial_eps is 0: give that "
+                "as well, such as 8"
+            )
         for name, _ in self.start:
             if name not in _GROWING:
                 raise unknown("setting that grows", name, _GROWING)
@@ -295,6 +320,7 @@ class Recipe:
             pad=min(self.pad, size // 8),
             cutout=min(self.cutout, size // 2),
             warmup_epochs=self.warmup_epochs * share,
+            adversarial_warmup_epochs=self.adversarial_warmup_epochs * share,
             decay_epochs=self.decay_epochs * share,
             boundaries=tuple(b * share for b in self.boundaries),
             stages=min(self.stages, 2),

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from kapps.tools import distribution, mixing, optimizers
+from kapps.tools.adversarial import Attack
 from kapps.tools.averages import Average
 from kapps.tools.layers import Clock
 from kapps.tools.manifold import MixedForward
@@ -34,6 +35,7 @@ class Training:
         distillation: the share of the loss that the teacher has, and its temperature: Hinton et al.
             2015, "Distilling the Knowledge in a Neural Network", section 2.
         forward: of the model, where hidden states are mixed too.
+        attack: on the images, after they are mixed.
     """
 
     def __init__(
@@ -49,13 +51,14 @@ class Training:
         teacher: keras.Model | None = None,
         distillation: tuple[float, float] = (0.5, 4.0),
         forward: MixedForward | None = None,
+        attack: Attack | None = None,
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._clock, self._recipe = clock, recipe
         self._average, self._scale = average, loss_scale
         self._weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         self._teacher, (self._share, self._temperature) = teacher, distillation
-        self._forward = forward
+        self._forward, self._attack = forward, attack
         self._auxiliary = tuple(getattr(model, "auxiliary_weights", ()))
 
     def __call__(
@@ -88,14 +91,15 @@ class Training:
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The sums (loss, hits), and this replica's part of the gradients of the mean loss."""
         parts, variables = self._recipe.accumulate, self._model.trainable_variables
-        scale = 1.0 if self._scale is None else self._scale.value
         sums: Any = 0.0
         gradients: list[tf.Tensor] = []
         pairs = zip(tf.split(images, parts), tf.split(labels, parts), strict=True)
-        for self._clock.part, part in enumerate(pairs):
+        for self._clock.part, (own, classes) in enumerate(pairs):
+            given, targets = self._mixed(own, classes, mix)
+            seen = given if self._attack is None else self._attacked(given, targets, mix)
             with tf.GradientTape() as tape:
-                loss, hits = self._loss(*part, mix)
-                scaled = loss * scale / self._recipe.batch_size
+                loss, hits = self._loss(seen, given, classes, targets, mix)
+                scaled = self._scaled(loss)
             found = tape.gradient(scaled, variables, unconnected_gradients="zero")
             together = zip(gradients, found, strict=True)
             gradients = [a + b for a, b in together] if gradients else found
@@ -117,27 +121,64 @@ class Training:
         if self._average is not None:
             self._average.update(self._optimizer.iterations)
 
-    def _loss(
+    def _scaled(self, loss: tf.Tensor) -> tf.Tensor:
+        """What gradients are taken of, of a sum over images."""
+        scale = 1.0 if self._scale is None else self._scale.value
+        return loss * scale / self._recipe.batch_size
+
+    def _mixed(
         self, images: tf.Tensor, labels: tf.Tensor, mix: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        recipe = self._recipe
+        """The images, and their targets without smoothing."""
         classes = keras.tree.flatten(self._model.outputs)[0].shape[-1]
         targets = tf.one_hot(labels, classes)
-        if recipe.mixes:
-            images, targets = mixing.apply(tf.cast(images, tf.float32), targets, mix)
-        smooth = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
+        if self._recipe.mixes:
+            return mixing.apply(tf.cast(images, tf.float32), targets, mix)
+        return images, targets
+
+    def _outputs(self, images: tf.Tensor, mix: tf.Tensor, training: bool) -> list[tf.Tensor]:
+        """The logits of all heads, the main ones first."""
         outputs = (
-            self._model(images, training=True)
+            self._model(images, training=training)
             if self._forward is None
-            else self._forward(images, mix)
+            else self._forward(images, mix, training)
         )
-        main, *others = (tf.cast(x, tf.float32) for x in keras.tree.flatten(outputs))
+        return [tf.cast(x, tf.float32) for x in keras.tree.flatten(outputs)]
+
+    def _attacked(self, images: tf.Tensor, targets: tf.Tensor, mix: tf.Tensor) -> tf.Tensor:
+        """The images, attacked as the network will be once it is in use.
+
+        So it is in inference: nothing is dropped, and batch norm neither normalizes by a batch nor
+        remembers this one (as the package robustness does, Engstrom et al. 2019). The loss is that
+        of the main head, and of targets that are not smoothed: where a network is as sure as these
+        want it to be, more confidence is a higher loss too, and an attack would find that.
+        """
+
+        def loss(changed: tf.Tensor) -> tf.Tensor:
+            main = self._outputs(changed, mix, training=False)[0]
+            return self._scaled(tf.reduce_sum(self._of_images(main, targets)))
+
+        assert self._attack is not None
+        return self._attack(tf.cast(images, tf.float32), loss)
+
+    def _loss(
+        self,
+        images: tf.Tensor,
+        clean: tf.Tensor,
+        labels: tf.Tensor,
+        targets: tf.Tensor,
+        mix: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The sums of losses and hits; a teacher, which may be fooled, looks at `clean`."""
+        recipe, classes = self._recipe, targets.shape[-1]
+        smooth = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
+        main, *others = self._outputs(images, mix, training=True)
         losses = self._of_images(main, smooth)
         for weight, logits in zip(self._auxiliary, others, strict=True):
             losses += weight * self._of_images(logits, smooth)
         if self._teacher is not None:
             taught = self._of_teacher(
-                main, tf.cast(self._teacher(images, training=False), tf.float32)
+                main, tf.cast(self._teacher(clean, training=False), tf.float32)
             )
             losses = (1 - self._share) * losses + self._share * taught
         if self._weights is not None:

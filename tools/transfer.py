@@ -80,6 +80,11 @@ def _check_begun(begun: training.Session, config: TransferConfig) -> None:
             f"the phase head fits probabilities that sum to 1, and the recipe's loss is "
             f"{begun.recipe.loss}; give --loss=softmax, or --phases=all"
         )
+    if config.phases == "head" and begun.recipe.adversarial_eps:
+        raise InputError(
+            "the phase head sees each image once, through a network that stays as it is, and "
+            "attacks none; give --phases=head,all, or --adversarial_eps=0"
+        )
 
 
 def _head_file(config: TransferConfig) -> Path:
