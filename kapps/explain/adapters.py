@@ -1,0 +1,194 @@
+"""A model, or a .tflite file, as foolbox and the adversarial-robustness-toolbox (ART) take it.
+
+Both see logits, whatever the model ends in, and images (N, height, width, channels) in the model's
+own range, on every backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kapps._errors import InputError
+from kapps.explain._attacked import Attacked
+
+_SECONDS_PER_IMAGE = 10.0  # that a file may take, on average
+
+
+def foolbox_model(model: keras.Model, bounds: tuple[float, float] | None = None) -> Any:
+    """The model as foolbox takes it, for all of its attacks.
+
+    Budgets of foolbox are in the unit of the images: 0..255 for models of kapps.
+
+    Args:
+        model: a classifier.
+        bounds: the lowest and the highest number of an image; None for those that the model tells.
+
+    Returns:
+        A foolbox.TensorFlowModel, JAXModel or PyTorchModel. It takes tensors of the backend,
+        channels last also on PyTorch.
+
+    Raises:
+        InputError: the model is no classifier, its range is not known, or foolbox is not installed.
+    """
+    net = Attacked(model, "foolbox_model", bounds)
+    foolbox = _imported("foolbox", net.caller)
+    given = (net.low, net.high)
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return foolbox.TensorFlowModel(_logits_of(net), given)
+    if backend == "jax":
+        return foolbox.JAXModel(_logits_of(net), given)
+    wrapped = foolbox.PyTorchModel(_torch_module(net), given, device=_torch_device())
+    wrapped.data_format = "channels_last"
+    return wrapped
+
+
+def art_classifier(model: keras.Model, bounds: tuple[float, float] | None = None) -> Any:
+    """The model as ART takes it, for its attacks. It gives logits.
+
+    Args:
+        model: a classifier of images of one size.
+        bounds: the lowest and the highest number of an image; None for those that the model tells.
+
+    Returns:
+        A TensorFlowV2Classifier or a PyTorchClassifier. On JAX, for which ART has no gradients, a
+        BlackBoxClassifierNeuralNetwork: attacks that need gradients refuse it.
+
+    Raises:
+        InputError: the model is no classifier, its range or size are not known, or ART is not
+            installed.
+    """
+    net = Attacked(model, "art_classifier", bounds)
+    art = _imported("art.estimators.classification", net.caller)
+    shape = net.image.shape[1:]
+    if None in shape:
+        raise InputError(
+            f"{net.caller}: {model.name} takes images of any size, and ART asks for one: build the "
+            "model with input_shape=(height, width, channels)"
+        )
+    logits = _logits_of(net)
+    common = {
+        "nb_classes": net.classes,
+        "input_shape": shape,
+        "channels_first": False,
+        "clip_values": (net.low, net.high),
+    }
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        # In inference whatever ART says: it asks for the other mode only to train.
+        return art.TensorFlowV2Classifier(
+            lambda images, training: logits(images),
+            loss_object=keras.losses.CategoricalCrossentropy(from_logits=True),
+            **common,
+        )
+    if backend == "jax":
+        return art.BlackBoxClassifierNeuralNetwork(
+            lambda images: np.asarray(logits(ops.convert_to_tensor(images))), **common
+        )
+    import torch
+
+    device = "cpu" if _torch_device().type == "cpu" else "gpu"
+    loss = torch.nn.CrossEntropyLoss()
+    return art.PyTorchClassifier(_torch_module(net), loss, device_type=device, **common)
+
+
+def art_blackbox(path: str | os.PathLike[str]) -> Any:
+    """A .tflite image classifier as ART takes it, for attacks that only ask, such as Square.
+
+    The file may come from anywhere: it runs in a process of its own, with limits, which ends with
+    the classifier.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A BlackBoxClassifierNeuralNetwork: images (N, height, width, channels) in 0..255 to the
+        file's probabilities. A file that takes bytes rounds the images.
+
+    Raises:
+        InputError: no such file, not an image classifier, or what runs it, or ART, is not
+            installed. An attack raises it where the file kills its process.
+    """
+    art = _imported("art.estimators.classification", "art_blackbox")
+    accuracy = _imported("kapps.tflite.accuracy", "art_blackbox")
+    described = accuracy.describe(path)
+    stack = contextlib.ExitStack()
+    scores = stack.enter_context(_opened(Path(path)))
+    classifier = art.BlackBoxClassifierNeuralNetwork(
+        scores,
+        (*described.image_size, 3),
+        described.classes,
+        channels_first=False,
+        clip_values=(0, 255),
+    )
+    weakref.finalize(classifier, stack.close)
+    return classifier
+
+
+def _imported(name: str, caller: str) -> Any:
+    extra = "tflite" if name.startswith("kapps") else "attack"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it would like to have besides
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"{caller} needs a package that is not installed ({error}): pip install "
+            f"'kapps[{extra}]'"
+        ) from error
+
+
+def _logits_of(net: Attacked) -> Any:
+    """A function of tensors: images to logits, (batch, classes)."""
+
+    def logits(images: Any) -> Any:
+        (found,) = net.run({net.image: images}, [net.logits])
+        return net.both_sides(found)
+
+    return logits
+
+
+def _torch_device() -> Any:
+    return ops.convert_to_tensor(0.0).device
+
+
+def _torch_module(net: Attacked) -> Any:
+    import torch
+
+    logits = _logits_of(net)
+
+    class Logits(torch.nn.Module):
+        def forward(self, images: Any) -> Any:
+            return logits(images)
+
+    return Logits().eval()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A function of images that gives the scores of a file, in a process with limits."""
+    from kapps.tflite import child
+
+    with tempfile.TemporaryDirectory() as folder, child.opened("accuracy_task") as ask:
+        given, answer = Path(folder) / "images.npy", Path(folder) / "scores.npy"
+        request = {"path": str(path.resolve()), "threads": 1}
+        request |= {"images": str(given), "scores": str(answer)}
+
+        def scores(images: np.ndarray) -> np.ndarray:
+            np.save(given, images, allow_pickle=False)
+            ask(request, 30 + _SECONDS_PER_IMAGE * len(images))
+            return np.load(answer, allow_pickle=False)
+
+        yield scores
