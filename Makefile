@@ -8,6 +8,11 @@ PYTEST_ARGS =
 # what a module has built serves all of its tests, and takes over what the other has not begun.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
 INSTALL = .ci/install
+# What holds on every backend, beside the models.
+EXPLAINING = tests/test_attack_adapters.py tests/test_attacks.py tests/test_explain_graph.py \
+  tests/test_explain_maps.py tests/test_explain_optimization.py tests/test_explain_scores.py \
+  tests/test_explain_synthesis.py tests/test_explain_units.py tests/test_lesion.py \
+  tests/test_squeezing.py
 
 # MediaPipe needs absl-py 2 and tensorflow-model-optimization absl-py 1: it has its own environment,
 # and the tests classify with it in a child process (tests/conftest.py).
@@ -46,7 +51,8 @@ test-nightly: $(VENV)/.dev
 test-backends: test-torch test-jax
 
 test-torch: $(VENV)/.dev $(TORCH_VENV)/.done
-	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest -m few tests/test_models.py $(PYTEST_ARGS)
+	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest -m few tests/test_models.py $(EXPLAINING) \
+	  $(PYTEST_ARGS)
 	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest tests/test_regularization.py $(PYTEST_ARGS)
 
 # JAX compiles each operation for each of its shapes: the tests that say most.
@@ -56,6 +62,7 @@ test-jax: $(VENV)/.dev
 	  tests/test_models.py $(PYTEST_ARGS)
 	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -k 'computed or skipping or depth' \
 	  tests/test_regularization.py $(PYTEST_ARGS)
+	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -m few $(EXPLAINING) $(PYTEST_ARGS)
 
 # mypy sees the packages under the names they install as.
 lint: $(VENV)/.dev

@@ -4,7 +4,7 @@
 
 kapps-train trains each network twice a seed, without and with adversarial training. Both are
 attacked on held-out images by PGD, as it is trained against and far stronger, and where the
-adversarial-robustness-toolbox is installed by its APGD and by Square, which needs no gradient: were
+adversarial-robustness-toolbox is installed by its APGD and Square, which needs no gradient: were
 the robustness a hidden gradient, that one would break what PGD does not. What is in the folder of
 runs is not trained again.
 
@@ -35,7 +35,6 @@ from kapps import explain
 from kapps._files import atomic_write
 from kapps.tools import data, distribution, pipeline, runs, training
 from kapps.tools.adversarial import Attack
-from kapps.tools.history import read_history
 from kapps.tools.layers import Clock
 from kapps.tools.mixing import Mix
 from kapps.tools.recipes import get_recipe
@@ -66,8 +65,6 @@ class Found:
     """Top-1 by attack, 0 to 1."""
     flagged: dict[str, tuple[float, float]]
     """By squeezers: shares of clean images, and of those attacked with success."""
-    seconds: float
-    """Of training."""
 
 
 def main() -> int:
@@ -105,7 +102,7 @@ def measure(name: str, flags: tuple[str, ...], folder: Path, seed: int) -> Found
         file.write_text(json.dumps([accuracy, flagged]), encoding="utf-8")
     accuracy, flagged = json.loads(file.read_text(encoding="utf-8"))
     pairs = {squeezers: tuple(shares) for squeezers, shares in flagged.items()}
-    return Found(accuracy, pairs, read_history(run).seconds() or 0.0)
+    return Found(accuracy, pairs)
 
 
 def attack(folder: Path) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
@@ -241,9 +238,7 @@ def page(found: dict[str, list[Found]], cost: dict[int, float], reached: bool) -
     for name in first.accuracy:
         cells = [row([seed.accuracy[name] for seed in seeds], ".4f") for seeds in found.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    cells = [row([seed.seconds for seed in seeds], ".0f") for seeds in found.values()]
     lines += [
-        f"| Seconds of training | {' | '.join(cells)} |",
         "",
         "The attacks below the wanted one show whether the robustness is real (Athalye et al. "
         '2018, "Obfuscated Gradients Give a False Sense of Security"): hidden gradients would hold '

@@ -13,7 +13,6 @@ def chain(
     *,
     residual: bool = False,
     bn: bool = False,
-    momentum: float = 0.0,
     kernels: Any = "glorot_uniform",
 ) -> keras.Model:
     """So many 3x3 convolutions of 8 channels, each with ReLU, with or without shortcuts.
@@ -21,8 +20,7 @@ def chain(
     Args:
         depth: the convolutions behind the first one.
         residual: whether what each makes is added to what it takes.
-        bn: whether batch norm follows each.
-        momentum: of it; by default its statistics are those of the last batch in training.
+        bn: whether batch norm follows each, its statistics those of the last batch in training.
         kernels: what they start from.
     """
     options: dict[str, Any] = {"padding": "same", "kernel_initializer": kernels}
@@ -30,7 +28,7 @@ def chain(
     x = layers.Conv2D(8, 3, name="stem", **options)(layers.Rescaling(1 / 128, -1)(image))
     for i in range(depth):
         y = layers.Conv2D(8, 3, name=f"conv{i}", **options)(x)
-        y = layers.BatchNormalization(momentum=momentum)(y) if bn else y
+        y = layers.BatchNormalization(momentum=0.0)(y) if bn else y
         y = layers.ReLU()(y)
         x = layers.Add(name=f"sum{i}")([y, x]) if residual else y
     x = layers.Dense(10, name="fc")(layers.GlobalAveragePooling2D()(x))

@@ -79,7 +79,7 @@ def train(devices: distribution.Devices, name: str) -> dict[str, np.ndarray]:
 
 
 MIXED = {"manifold_mixup": 2.0}
-ATTACKED = {"adversarial_eps": 20.0, "adversarial_iterations": 2, "accumulate": 2}
+ATTACKED = {"adversarial_eps": 20.0, "adversarial_iterations": 2}
 
 
 def train_by(devices: distribution.Devices, settings: dict[str, float]) -> dict[str, np.ndarray]:

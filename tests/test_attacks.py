@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+import kapps
 from kapps._errors import InputError
 from kapps.explain import apply_patch, fgsm, patch, penalized, pgd, proxy, transfer, universal
 
@@ -185,34 +186,60 @@ def test_a_gradient_of_zero_is_an_error():
 # --- Against foolbox ---------------------------------------------------------------------------
 
 
-def of_golden(lite0, photographs, name, count):
+def of_golden(model, photographs, name, count):
+    """What an attack changes of the first photographs, and where it succeeds."""
     images, labels = photographs
+    images, labels = images[:count].astype(model.input.dtype), labels[:count]
     options = dict(goldens.ATTACKS[name])
-    labels = (labels + goldens.WANTED) % 1000 if options["targeted"] else labels
-    attacked = pgd(lite0, images[:count], labels[:count], **options)
-    found = lite0.predict(attacked, verbose=0).argmax(-1)
-    success = found == labels[:count] if options["targeted"] else found != labels[:count]
-    return attacked - images[:count], success
+    if options["targeted"]:
+        labels = (labels + goldens.WANTED) % 1000
+    attacked = pgd(model, images, labels, **options)
+    found = model.predict(attacked, verbose=0).argmax(-1)
+    return attacked - images, found == labels if options["targeted"] else found != labels
+
+
+@pytest.fixture(scope="module")
+def double_lite0(lite0):
+    """In single precision rounding decides the sign of what is almost zero, and in 20 steps most
+    pixels of two implementations come apart, foolbox's own on another machine as well."""
+    if keras.backend.backend() == "jax":
+        pytest.skip("JAX has double precision only where it is switched on at the start")
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    try:
+        model = kapps.EfficientNetLite0()
+    finally:
+        keras.config.set_dtype_policy(policy)
+    model.set_weights(lite0.get_weights())
+    return model
 
 
 @pytest.mark.few
-@pytest.mark.parametrize("name, share", [("fgsm", 0.999), ("linf-targeted", 0.99)])
-def test_the_same_images_as_foolbox(lite0, photographs, name, share):
+def test_fgsm_makes_the_same_images_as_foolbox(lite0, photographs):
     stored = np.load(goldens.FILE)
-    change, success = of_golden(lite0, photographs, name, goldens.KEPT)
-    within = np.abs(change - stored[f"{name}-change"]) <= 1
-    assert within.mean() >= share
+    change, success = of_golden(lite0, photographs, "fgsm", goldens.KEPT)
+    assert (np.abs(change - stored["fgsm-change"]) <= 1).mean() > 0.999
+    np.testing.assert_array_equal(success, stored["fgsm-success"][: goldens.KEPT])
+
+
+@pytest.mark.few
+@pytest.mark.parametrize("name", ["linf", "linf-targeted"])
+def test_pgd_makes_the_same_images_as_foolbox(double_lite0, photographs, name):
+    stored = np.load(goldens.FILE)
+    change, success = of_golden(double_lite0, photographs, name, goldens.KEPT)
+    assert (np.abs(change - stored[f"{name}-change"]) <= 1).mean() > 0.999
     np.testing.assert_array_equal(success, stored[f"{name}-success"][: goldens.KEPT])
 
 
-def test_the_same_images_as_foolbox_by_the_euclidean_norm(lite0, photographs):
+@pytest.mark.few
+def test_pgd_makes_the_same_images_as_foolbox_by_the_euclidean_norm(double_lite0, photographs):
     stored = np.load(goldens.FILE)
-    change, success = of_golden(lite0, photographs, "l2", 1)
-    corner = change[:, : goldens.EDGE, : goldens.EDGE]
-    theirs = stored["l2-change"][:1] * goldens.L2_UNIT
-    assert np.abs(corner - theirs).max() <= 1
-    assert np.corrcoef(corner.ravel(), theirs.ravel())[0, 1] > 0.99
-    np.testing.assert_array_equal(success, stored["l2-success"][:1])
+    change, success = of_golden(double_lite0, photographs, "l2", goldens.KEPT)
+    theirs = stored["l2-change"] * goldens.L2_UNIT
+    assert np.abs(theirs).max() > 1
+    found = change[:, : goldens.EDGE, : goldens.EDGE]
+    np.testing.assert_allclose(found, theirs, atol=goldens.L2_UNIT)
+    np.testing.assert_array_equal(success, stored["l2-success"][: goldens.KEPT])
 
 
 @pytest.mark.nightly

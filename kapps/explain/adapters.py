@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import tempfile
 import warnings
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -22,8 +19,6 @@ from keras import ops
 
 from kapps._errors import InputError
 from kapps.explain._attacked import Attacked
-
-_SECONDS_PER_IMAGE = 10.0  # that a file may take, on average
 
 
 def foolbox_model(model: keras.Model, bounds: tuple[float, float] | None = None) -> Any:
@@ -125,7 +120,7 @@ def art_blackbox(path: str | os.PathLike[str]) -> Any:
     accuracy = _imported("kapps.tflite.accuracy", "art_blackbox")
     described = accuracy.describe(path)
     stack = contextlib.ExitStack()
-    scores = stack.enter_context(_opened(Path(path)))
+    scores = stack.enter_context(accuracy.opened(path))
     classifier = art.BlackBoxClassifierNeuralNetwork(
         scores,
         (*described.image_size, 3),
@@ -174,21 +169,3 @@ def _torch_module(net: Attacked) -> Any:
             return logits(images)
 
     return Logits().eval()
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A function of images that gives the scores of a file, in a process with limits."""
-    from kapps.tflite import child
-
-    with tempfile.TemporaryDirectory() as folder, child.opened("accuracy_task") as ask:
-        given, answer = Path(folder) / "images.npy", Path(folder) / "scores.npy"
-        request = {"path": str(path.resolve()), "threads": 1}
-        request |= {"images": str(given), "scores": str(answer)}
-
-        def scores(images: np.ndarray) -> np.ndarray:
-            np.save(given, images, allow_pickle=False)
-            ask(request, 30 + _SECONDS_PER_IMAGE * len(images))
-            return np.load(answer, allow_pickle=False)
-
-        yield scores
