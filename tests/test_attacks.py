@@ -244,8 +244,8 @@ def test_pgd_makes_the_same_images_as_foolbox_by_the_euclidean_norm(double_lite0
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", goldens.ATTACKS)
-def test_the_same_success_as_foolbox(lite0, photographs, name):
-    _, success = of_golden(lite0, photographs, name, 20)
+def test_the_same_success_as_foolbox(double_lite0, photographs, name):
+    _, success = of_golden(double_lite0, photographs, name, 20)
     assert abs(success.mean() - np.load(goldens.FILE)[f"{name}-success"].mean()) <= 0.02
 
 
