@@ -614,9 +614,15 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         ),
         Fault(
             "output-of-any-fineness",
-            "given * weights / output >= 256",
-            "given * weights / output >= 65536",
+            "given * weights / output >= FINEST",
+            "given * weights / output >= 256 * FINEST",
             ("test_tflite_file_facts.py -k less_than_a_256th",),
+        ),
+        Fault(
+            "dead-layer-left-too-fine",
+            "low, min(low, 0.0) + needed",
+            "low, high",
+            ("test_tflite_conversion.py -k zeros_alone",),
         ),
         Fault(
             "kernel-filled-in-the-wrong-order",

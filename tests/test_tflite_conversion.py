@@ -81,6 +81,28 @@ def test_weights_that_no_integer_can_hold(tmp_path):
     convert(model, path, quantization="float32", calibration=images)
 
 
+@pytest.mark.filterwarnings("ignore:weak check")
+def test_a_layer_that_gives_zeros_alone(tmp_path):
+    """Training leaves such ones behind, in squeeze-and-excitation above all; others go on."""
+    x = image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(16, 3, activation="relu", name="stem")(x)
+    dead = {"bias_initializer": keras.initializers.Constant(-1e4), "activation": "relu"}
+    y = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    y = layers.Conv2D(4, 1, **dead, name="reduce")(y)
+    y = layers.Conv2D(16, 1, activation="sigmoid", bias_initializer="normal", name="expand")(y)
+    x = layers.GlobalAveragePooling2D()(layers.Multiply()([x, y]))
+    model = keras.Model(image, layers.Dense(10, activation="softmax", name="scores")(x))
+    images = smooth_images(32, 16)
+    done = convert(model, tmp_path / "net.tflite", quantization="int8", calibration=images)
+    assert done.float_operations == ()
+    assert done.verification.agreement > 0.9
+    assert done.verification.max_error < 0.05
+    with pytest.raises(
+        InputError, match=r"int16x8 has no form of CONV_2D in layer 'reduce'.*zeros"
+    ):
+        convert(model, tmp_path / "net.tflite", quantization="int16x8", calibration=images)
+
+
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_static_and_built_in(quantization, conversions):
     path = conversions[quantization].path

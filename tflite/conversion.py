@@ -419,7 +419,8 @@ def _check_steps(
     if too_fine:
         raise InputError(
             f"{quantization} has no form of {', '.join(too_fine)}: weights, or what comes of them, "
-            "are too small beside what goes in; are these trained weights? Use float32"
+            "are too small beside what goes in, as of a layer that gives zeros alone; are these "
+            "trained weights? Use float32"
         )
 
 

@@ -24,7 +24,7 @@ Content = bytes | mmap.mmap
 _FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 _BYTES = ("INT8", "UINT8", "INT4", "INT2")  # UINT8: of TensorFlow 1
 # What carries the weights of a network: in these is decided how it computes.
-_WEIGHTED = (
+WEIGHTED = (
     "CONV_2D",
     "DEPTHWISE_CONV_2D",
     "FULLY_CONNECTED",
@@ -33,6 +33,8 @@ _WEIGHTED = (
     "BATCH_MATMUL",
     "UNIDIRECTIONAL_SEQUENCE_LSTM",
 )
+FINEST = 256
+"""The steps of an output that one of its sum of products has to stay below."""
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")  # they change the type, and compute nothing
 
 TUNED = "/quant_"
@@ -116,7 +118,7 @@ def quantization(graph: Graph[Operation]) -> str:
     weights of 16 bits. Otherwise "float32".
     """
     computed = [op for op in graph.operations if op.name not in _CONVERSIONS]
-    weighted = [op for op in computed if op.name in _WEIGHTED]
+    weighted = [op for op in computed if op.name in WEIGHTED]
     types = collections.Counter(
         graph.tensors[op.outputs[0]].dtype
         for op in weighted or computed
@@ -174,11 +176,11 @@ def too_fine(graph: PlainGraph) -> list[PlainOperation]:
     """
     found = []
     for op in graph.operations:
-        if op.name in _WEIGHTED and len(op.inputs) > 1:
+        if op.name in WEIGHTED and len(op.inputs) > 1:
             given, weights, output = (
                 graph.tensors[n].scale for n in (*op.inputs[:2], op.outputs[0])
             )
-            if output and given * weights / output >= 256:
+            if output and given * weights / output >= FINEST:
                 found.append(op)
     return found
 

@@ -49,6 +49,7 @@ def with_ranges(
     real, weights = filling.read(content, stand_ins)
     with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
         found = ranges.find_ranges(real, weights, images, Path(folder))
+    ranges.made_computable(real, weights, found)
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     for number, (low, high) in found.items():
         tensor = model.subgraphs[0].tensors[number]

@@ -17,6 +17,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from kapps.tflite.file_facts import FINEST, OPERATORS, WEIGHTED
 from kapps.tflite.large.filling import Weights, write
 
 _PART_BYTES = 192 << 20  # of what the operations of a part give
@@ -69,6 +70,38 @@ def find_ranges(
                 for number in part.outputs:
                     value[number] = interpreter.get_tensor(number)
     return ranges
+
+
+def made_computable(
+    model: Any, weights: Mapping[int, Weights], ranges: dict[int, tuple[float, float]]
+) -> None:
+    """Widens the ranges of what is too fine for any kernel (`file_facts.too_fine`), in place.
+
+    As of a layer whose ReLU gives zeros alone, which training leaves behind now and then. Nothing
+    is lost: so narrow a range lies within one step of the layer's own sums.
+    """
+    graph = model.subgraphs[0]
+    for op in graph.operators:  # in their order, for what one gives is what the next is given
+        name = OPERATORS.get(model.operatorCodes[op.opcodeIndex].builtinCode)
+        if name not in WEIGHTED or op.inputs[0] not in ranges or op.outputs[0] not in ranges:
+            continue
+        number = graph.tensors[op.inputs[1]].buffer
+        if number in weights:
+            largest = float(weights[number].stand_in.largest.max())
+        elif model.buffers[number].data is not None:
+            kernel = np.asarray(model.buffers[number].data, "uint8").view("float32")
+            largest = float(np.abs(kernel).max())
+        else:
+            continue
+        needed = _width(ranges[op.inputs[0]]) * largest / 127 / (FINEST / 2)
+        low, high = ranges[op.outputs[0]]
+        if _width((low, high)) < needed:
+            ranges[op.outputs[0]] = low, min(low, 0.0) + needed
+
+
+def _width(found: tuple[float, float]) -> float:
+    """Of the range with zero, which a quantizer has in each."""
+    return max(found[1], 0.0) - min(found[0], 0.0)
 
 
 def _widen(ranges: dict[int, tuple[float, float]], number: int, values: np.ndarray) -> None:
