@@ -3,7 +3,7 @@
     python benchmarks/explain_scores.py [STEPS]
 
 On EfficientNet-Lite0 with its ImageNet weights and the 20 labelled photographs of foolbox, which
-the packages of the extra `test` carry, and on a small ReLU net that is trained on digits here.
+the packages of the extra `dev` carry, and on a small ReLU net that is trained on digits here.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from sklearn.datasets import load_sample_images
 
 from kapps import explain
 from kapps.explain._classifier import Classifier
+from kapps.explain.pictures import as_bytes
 from kapps.tools import explain_methods, explain_page, explain_sanity, explain_scores
 from kapps.tools.explain_images import Pictures
 from kapps.tools.pictures import COLORS, png
@@ -165,7 +166,7 @@ def save(name: str, pictures: list[np.ndarray], columns: int | None = None, gap:
     """Writes a JPEG of the pictures side by side, and returns its name."""
     whole = explain.grid(pictures, columns or len(pictures), gap=gap)
     file = FOLDER / f"{name}.jpg"
-    pixels = np.clip(np.rint(whole), 0, 255).astype(np.uint8)
+    pixels = as_bytes(whole)
     if pixels.shape[-1] == 1:
         pixels = pixels.repeat(3, axis=-1)
     for quality in (88, 80, 70, 60, 45):

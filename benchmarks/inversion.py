@@ -34,8 +34,8 @@ from real_data import PICTURES, WEIGHTS, installed, lite0, photographs
 
 import kapps
 from kapps import explain
-from kapps.explain._ascent import resized
 from kapps.explain._classifier import Classifier
+from kapps.explain._resize import resized
 
 SIDE = 96  # pixels
 MAPS = ("bn1", "blocks.1", "blocks.2", "blocks.4", "bn2")

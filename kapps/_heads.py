@@ -15,7 +15,7 @@ from kapps._network import has_auxiliary_heads
 from kapps._profile import Walk, inputs_of
 
 # What the builders, and the weights that were loaded, tell of a model.
-FACTS = (
+_FACTS = (
     "kapps_builder",
     "kapps_evaluation",
     "kapps_weights",
@@ -37,10 +37,15 @@ def without_auxiliary_heads(model: keras.Model) -> keras.Model:
     with any_depth():
         # Of the same class: it may have residual blocks that are not to be computed.
         main = type(model)(model.input, model.outputs[0], name=model.name)
-    for name in FACTS:
-        if hasattr(model, name):
-            setattr(main, name, getattr(model, name))
+    keep_facts(model, main)
     return main
+
+
+def keep_facts(model: keras.Model, other: keras.Model) -> None:
+    """Tells another model what is known of this one, whose layers it consists of."""
+    for name in _FACTS:
+        if hasattr(model, name):
+            setattr(other, name, getattr(model, name))
 
 
 @dataclasses.dataclass(frozen=True)

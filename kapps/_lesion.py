@@ -12,9 +12,8 @@ import keras
 
 from kapps._anatomy import Anatomy
 from kapps._block_skipping import BuiltModel, any_depth, nodes_in_order
-from kapps._errors import InputError
-from kapps._heads import FACTS
-from kapps._profile import graph_of
+from kapps._heads import keep_facts
+from kapps._profile import graph_of, no_graph
 
 
 def lesion(model: keras.Model, block: str) -> keras.Model:
@@ -53,9 +52,9 @@ def lesion(model: keras.Model, block: str) -> keras.Model:
         kind = type(model) if isinstance(model, BuiltModel) else keras.Model
         inputs = graph.inputs if len(graph.inputs) > 1 else graph.inputs[0]
         found = kind(inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)
-    for name in (*FACTS, "auxiliary_weights"):
-        if hasattr(model, name):
-            setattr(found, name, getattr(model, name))
+    keep_facts(model, found)
+    if hasattr(model, "auxiliary_weights"):
+        found.auxiliary_weights = model.auxiliary_weights
     end = getattr(model, "features_layer", None)
     if end == removal.removed._keras_history.operation.name:
         found.features_layer = values[id(removal.removed)]._keras_history.operation.name
@@ -77,10 +76,7 @@ def removable_blocks(model: keras.Model) -> tuple[str, ...]:
 
 def _anatomy(model: Any, caller: str) -> Anatomy:
     if not isinstance(model, keras.Model) or graph_of(model) is None:
-        raise InputError(
-            f"{caller} takes a functional or a built sequential Keras model, not "
-            f"{type(model).__name__}; it reads the graph, which keras.Model(inputs, outputs) makes"
-        )
+        raise no_graph(model, caller)
     graph = graph_of(model)
     return Anatomy(model, nodes_in_order(graph), graph.outputs)
 

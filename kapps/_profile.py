@@ -341,15 +341,20 @@ def graph_of(model: keras.Model) -> Any:
     return graph if hasattr(graph, "_nodes_by_depth") else None
 
 
+def no_graph(model: Any, caller: str) -> InputError:
+    """The error for what has no graph to read."""
+    return InputError(
+        f"{caller} takes a functional or a built sequential Keras model, not "
+        f"{type(model).__name__}; it reads the graph, which keras.Model(inputs, outputs) makes"
+    )
+
+
 def inputs_of(
     model: keras.Model, input_shape: Sequence[int | None] | None, caller: str = "kapps.profile"
 ) -> list[Value]:
     """The model's inputs, of fixed shape; they do not see anything yet."""
     if not isinstance(model, keras.Model) or graph_of(model) is None:
-        raise InputError(
-            f"{caller} takes a functional or a built sequential Keras model, not "
-            f"{type(model).__name__}; it reads the graph, which keras.Model(inputs, outputs) makes"
-        )
+        raise no_graph(model, caller)
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     if input_shape is not None:
         if len(shapes) != 1:

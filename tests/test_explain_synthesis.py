@@ -10,8 +10,9 @@ from keras import layers, ops
 import kapps
 from kapps import explain
 from kapps._errors import InputError
-from kapps.explain._ascent import Descent, resized, total_variation
+from kapps.explain._ascent import Descent, total_variation
 from kapps.explain._classifier import Classifier
+from kapps.explain._resize import resized
 from kapps.explain._spectrum import Spectrum
 
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -185,11 +184,7 @@ def _model_scores(model: keras.Model) -> Scores:
     from kapps.explain._classifier import Classifier
 
     net = Classifier(model, "robustness")
-
-    @net.compiled
-    def logits(batch: Any) -> Any:
-        (found,) = net.run({net.image: batch}, [net.logits])
-        return net.both_sides(found)
+    logits = net.compiled(net.class_logits)
 
     def scores(images: np.ndarray) -> np.ndarray:
         batches = net.batches(net.images(images))

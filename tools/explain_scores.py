@@ -87,9 +87,7 @@ def ask(
     """
     net = Classifier(model, "kapps-explain")
     wanted = [target_of(target, class_names, net.classes) for target in targets]
-    logits = net.predict(net.images(pictures.images))
-    shares = np.exp(logits - logits.max(-1, keepdims=True))
-    shares /= shares.sum(-1, keepdims=True)
+    shares = net.probabilities(net.images(pictures.images))
     return [
         Asked(i, target, float(shares[i, target]), bool(target == shares[i].argmax()))
         for i in range(len(pictures))

@@ -11,7 +11,7 @@ import numpy as np
 from kapps import explain
 from kapps._errors import InputError, unknown
 from kapps.explain._classifier import Classifier
-from kapps.explain.pictures import heatmap
+from kapps.explain.pictures import as_bytes, heatmap
 from kapps.tools.explain_images import Pictures
 from kapps.tools.explain_page import class_name, png, small_file
 from kapps.tools.page import Card, Section, Table
@@ -135,7 +135,7 @@ def _patches(given: Given) -> Shown:
 def _map(given: Given) -> Shown:
     many = _many(given, "map")
     places = explain.feature_map(given.model, many.images, given.layer)
-    pixels = _bytes(explain.scatter(many.images, places))
+    pixels = as_bytes(explain.scatter(many.images, places))
     drawn = np.flatnonzero((pixels < 255).any(axis=(1, 2)))
     pixels = pixels[drawn[0] : drawn[-1] + 1]  # without the white above and below
     told = f"{len(many)} images, each where those are that the network takes for alike (t-SNE)"
@@ -205,11 +205,7 @@ def _dark(one: np.ndarray) -> np.ndarray:
 def _enlarged(picture: np.ndarray) -> np.ndarray:
     """By a whole number of times, to about the width of a picture in the page."""
     times = max(1, _SIDE // max(picture.shape[:2]))
-    return _bytes(picture).repeat(times, axis=0).repeat(times, axis=1)
-
-
-def _bytes(picture: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return as_bytes(picture).repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _shown(

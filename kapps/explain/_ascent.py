@@ -14,12 +14,10 @@ import numpy as np
 from keras import ops
 
 from kapps._errors import InputError, check_whole, is_number
+from kapps.explain import _perturbation
 from kapps.explain._classifier import Classifier
 from kapps.explain._differentiation import value_and_gradients
 from kapps.explain._spectrum import Spectrum
-
-_FADING = (0.9, 0.999)  # of Adam's two averages
-_TINY = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +71,17 @@ class Descent:
                 for side, move in zip(start.shape[1:3], moves, strict=True)
             )
             variables, mean, square, losses = step(
-                variables, mean, square, self._scales(number), rows, columns, *constants
+                variables, mean, square, *self._pace(number), rows, columns, *constants
             )
             variables = form.kept(variables, (number + 1) / self.steps)
         pixels = ops.convert_to_numpy(form.pixels(variables))
         return pixels, ops.convert_to_numpy(losses)
 
-    def _scales(self, number: int) -> Any:
-        """The rate of this step, and what makes up for Adam's averages that begin at zero."""
+    def _pace(self, number: int) -> tuple[Any, Any]:
+        """The rate of this step, and its number from 1, as tensors."""
         rate = self.rate * (1 + np.cos(np.pi * number / self.steps)) / 2
-        mean, square = (1 - fading ** (number + 1) for fading in _FADING)
-        return ops.convert_to_tensor(np.array([rate / mean, 1 / square], "float32"))
+        rate, count = map(ops.convert_to_tensor, (np.float32(rate), np.float32(number + 1)))
+        return rate, count
 
     def _step(
         self, loss: Callable[..., Any], form: Spectrum, bounds: tuple[float, float]
@@ -92,7 +90,14 @@ class Descent:
         weight, exponent = self.norm
 
         def step(
-            variables: Any, mean: Any, square: Any, scales: Any, rows: Any, columns: Any, *rest: Any
+            variables: Any,
+            mean: Any,
+            square: Any,
+            rate: Any,
+            number: Any,
+            rows: Any,
+            columns: Any,
+            *rest: Any,
         ) -> tuple[Any, ...]:
             def objective(inputs: list[Any]) -> tuple[Any, Any]:
                 pixels = form.pixels(inputs[0])
@@ -108,10 +113,8 @@ class Descent:
                 return ops.sum(total), losses
 
             _, losses, (gradient,) = value_and_gradients(objective, [variables])
-            mean = _FADING[0] * mean + (1 - _FADING[0]) * gradient
-            square = _FADING[1] * square + (1 - _FADING[1]) * gradient * gradient
-            change = scales[0] * mean / (ops.sqrt(scales[1] * square) + _TINY)
-            return variables - change, mean, square, losses
+            change, mean, square = _perturbation.adam(gradient, mean, square, number)
+            return variables + rate * change, mean, square, losses
 
         return step
 
@@ -126,23 +129,6 @@ def total_variation(pixels: Any) -> Any:
     down = pixels[:, 1:] - pixels[:, :-1]
     right = pixels[:, :, 1:] - pixels[:, :, :-1]
     return ops.mean(down * down, axis=(1, 2, 3)) + ops.mean(right * right, axis=(1, 2, 3))
-
-
-def resized(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(N, height, width, channels) at another size: bilinear, and averaged where it shrinks."""
-    rows = _triangles(pictures.shape[1], height)
-    columns = _triangles(pictures.shape[2], width)
-    halfway = np.einsum("yh,nhwc->nywc", rows, pictures, optimize=True)
-    found: np.ndarray = np.einsum("xw,nywc->nyxc", columns, halfway, optimize=True)
-    return found
-
-
-def _triangles(old: int, new: int) -> np.ndarray:
-    """(new, old): what each new pixel of a line takes of the old ones."""
-    reach = max(1.0, old / new)
-    centres = (np.arange(new) + 0.5) * old / new - 0.5
-    weights = np.maximum(0, 1 - np.abs(np.subtract.outer(centres, np.arange(old))) / reach)
-    return (weights / weights.sum(-1, keepdims=True)).astype("float32")
 
 
 def check_options(caller: str, **options: Any) -> None:

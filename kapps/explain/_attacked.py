@@ -10,7 +10,7 @@ from keras import ops
 
 from kapps._errors import InputError, is_number, unknown
 from kapps.explain import _perturbation
-from kapps.explain._classifier import Classifier
+from kapps.explain._classifier import Classifier, as_array
 from kapps.explain._differentiation import value_and_gradients
 
 GRAY_LEVELS = 255
@@ -46,7 +46,7 @@ class Attacked(Classifier):
 
     def whole(self, images: Any) -> bool:
         """Whether the images are whole numbers, and so must be the attacked ones."""
-        return np.issubdtype(_dtype(images), np.integer)
+        return np.issubdtype(as_array(images, "the images").dtype, np.integer)
 
     def check_budget(self, name: str, value: float, images: Any, *, zero: bool = False) -> float:
         """A number of gray levels in the images' unit.
@@ -70,9 +70,8 @@ class Attacked(Classifier):
 
     def losses(self, images: Any, classes: Any) -> tuple[Any, Any]:
         """The cross-entropy of each image's class, (batch,), and the logits, (batch, classes)."""
-        (logits,) = self.run({self.image: images}, [self.logits])
-        logits = self.both_sides(logits)
-        return ops.sparse_categorical_crossentropy(classes, logits, from_logits=True), logits
+        logits = self.class_logits(images)
+        return self.cross_entropy(logits, classes), logits
 
     def loss_gradients(
         self, images: Any, classes: Any, most: float | None = None
@@ -121,11 +120,10 @@ class Attacked(Classifier):
 
     def finished(self, found: np.ndarray, images: Any) -> np.ndarray:
         """The attacked images in the dtype of the given ones, rounded towards these if whole."""
-        dtype = _dtype(images)
-        if not self.whole(images):
-            return found.astype(dtype)
-        given = _array(images).astype("float64")
-        return (given + np.trunc(found - given)).astype(dtype)
+        given = as_array(images, "the images")
+        if not self.whole(given):
+            return found.astype(given.dtype)
+        return (given + np.trunc(found - given.astype("float64"))).astype(given.dtype)
 
 
 def check_norm(caller: str, norm: str) -> str:
@@ -133,11 +131,3 @@ def check_norm(caller: str, norm: str) -> str:
     if norm not in _perturbation.NORMS:
         raise unknown(f"norm for {caller}", norm, _perturbation.NORMS)
     return norm
-
-
-def _array(images: Any) -> np.ndarray:
-    return ops.convert_to_numpy(images) if ops.is_tensor(images) else np.asarray(images)
-
-
-def _dtype(images: Any) -> np.dtype[Any]:
-    return _array(images).dtype

@@ -167,6 +167,16 @@ class Classifier(Graph):
             return logits
         return ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
 
+    def class_logits(self, images: Any) -> Any:
+        """Of a batch, as a tensor: (batch, classes)."""
+        (logits,) = self.run({self.image: images}, [self.logits])
+        return self.both_sides(logits)
+
+    def cross_entropy(self, logits: Any, labels: Any) -> Any:
+        """Of each image of a batch, nats, (batch,)."""
+        logits = self.both_sides(logits)
+        return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+
     def predicted(self, logits: Any) -> Any:
         """The class of the largest logit, (batch,)."""
         return ops.argmax(self.both_sides(logits), axis=-1)
@@ -192,6 +202,12 @@ class Classifier(Graph):
         logits = np.concatenate([ops.convert_to_numpy(part) for part in parts])
         self.check_logits(logits)
         return ops.convert_to_numpy(self.both_sides(ops.convert_to_tensor(logits)))
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """The softmax of the logits, (N, classes), float64; see `predict`."""
+        logits = self.predict(images).astype("float64")
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
 
     def check_logits(self, logits: np.ndarray) -> None:
         """Raises an `InputError` where they are not finite, or probabilities."""
@@ -245,6 +261,29 @@ class Classifier(Graph):
 
         _, logits, (gradient,) = value_and_gradients(objective, [start])
         return start, gradient, logits
+
+    def checked_gradients(
+        self, images: np.ndarray, classes: Any, at: Tensor, **options: Any
+    ) -> Iterator[tuple[Any, Any, np.ndarray]]:
+        """Of each batch the maps, their gradients, and the classes that these are of, (batch,).
+
+        Args:
+            images: of `images`.
+            classes: as a user gives them; None for the predicted ones.
+            at, options: of `gradients`.
+
+        Raises:
+            InputError: the classes are none, the model gives probabilities, or a gradient is zero.
+        """
+        chosen = None if classes is None else self.labels(classes, len(images))
+        first = 0
+        for batch, wanted in self.batches(images, chosen):
+            maps, gradient, logits = self.gradients(batch, wanted, at, **options)
+            self.check_logits(ops.convert_to_numpy(logits))
+            own = ops.convert_to_numpy(self.predicted(logits) if wanted is None else wanted)
+            self.check_gradient(ops.convert_to_numpy(gradient), own, first)
+            first += len(own)
+            yield maps, gradient, own
 
     def check_gradient(self, gradient: np.ndarray, classes: np.ndarray, first: int = 0) -> None:
         """Raises an `InputError` where an image has no gradient at all: the picture is black."""

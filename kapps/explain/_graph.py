@@ -20,7 +20,7 @@ from kapps import _features
 from kapps._block_skipping import nodes_in_order
 from kapps._errors import InputError, unknown
 from kapps._layers import layer_name
-from kapps._profile import graph_of
+from kapps._profile import graph_of, no_graph
 
 _CLASSIFYING = ("softmax", "sigmoid", "log_softmax")
 _CLASSIFYING_OPS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax"}
@@ -253,8 +253,12 @@ class Graph:
             model = model.get_layer(part)
         return model
 
+    def maker(self, tensor: Tensor) -> Call:
+        """The call whose output it is."""
+        return next(call for call in self.calls if tensor in call.outputs)
+
     def name_of(self, tensor: Tensor) -> str:
-        return next(call.name for call in self.calls if tensor in call.outputs)
+        return self.maker(tensor).name
 
     def between(self, start: Tensor, end: Tensor) -> list[Tensor]:
         """What `end` needs beside `start` of what does not depend on `start`."""
@@ -304,10 +308,7 @@ class Graph:
 
 def _check_model(model: Any, caller: str) -> None:
     if not isinstance(model, keras.Model) or graph_of(model) is None or not _runs_its_graph(model):
-        raise InputError(
-            f"{caller} takes a functional or a built sequential Keras model, not "
-            f"{type(model).__name__}; it reads the graph, which keras.Model(inputs, outputs) makes"
-        )
+        raise no_graph(model, caller)
     if len(graph_of(model).inputs) != 1:
         raise InputError(
             f"{caller}: {model.name} has {len(graph_of(model).inputs)} inputs; it takes a model of "

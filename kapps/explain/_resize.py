@@ -1,4 +1,4 @@
-"""Bilinear resizing of maps, by matrices: the same numbers on every backend."""
+"""Resizing of maps and pictures, by matrices: the same numbers on every backend."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def bilinear(maps: Any, size: tuple[int, int], *, corners: bool = False) -> Any:
     return ops.einsum("xw,nywc->nyxc", width, rows)
 
 
+def of_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps (N, h, w) at another height and width: `bilinear`, as arrays."""
+    found: np.ndarray = ops.convert_to_numpy(bilinear(ops.convert_to_tensor(maps[..., None]), size))
+    return found[..., 0]
+
+
 def _matrix(old: int, new: int, corners: bool) -> np.ndarray:
     """(new, old): what each new pixel of a line takes of the old ones."""
     places = np.arange(new)
@@ -38,3 +44,20 @@ def _matrix(old: int, new: int, corners: bool) -> np.ndarray:
     matrix[places, below] = 1 - share
     matrix[places, np.minimum(below + 1, old - 1)] += share
     return matrix
+
+
+def resized(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(N, height, width, channels) at another size: bilinear, and averaged where it shrinks."""
+    rows = _triangles(pictures.shape[1], height)
+    columns = _triangles(pictures.shape[2], width)
+    halfway = np.einsum("yh,nhwc->nywc", rows, pictures, optimize=True)
+    found: np.ndarray = np.einsum("xw,nywc->nyxc", columns, halfway, optimize=True)
+    return found
+
+
+def _triangles(old: int, new: int) -> np.ndarray:
+    """(new, old): what each new pixel of a line takes of the old ones."""
+    reach = max(1.0, old / new)
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.subtract.outer(centres, np.arange(old))) / reach)
+    return (weights / weights.sum(-1, keepdims=True)).astype("float32")

@@ -42,9 +42,9 @@ def foolbox_model(model: keras.Model, bounds: tuple[float, float] | None = None)
     given = (net.low, net.high)
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        return foolbox.TensorFlowModel(_logits_of(net), given)
+        return foolbox.TensorFlowModel(net.class_logits, given)
     if backend == "jax":
-        return foolbox.JAXModel(_logits_of(net), given)
+        return foolbox.JAXModel(net.class_logits, given)
     wrapped = foolbox.PyTorchModel(_torch_module(net), given, device=_torch_device())
     wrapped.data_format = "channels_last"
     return wrapped
@@ -73,7 +73,6 @@ def art_classifier(model: keras.Model, bounds: tuple[float, float] | None = None
             f"{net.caller}: {model.name} takes images of any size, and ART asks for one: build the "
             "model with input_shape=(height, width, channels)"
         )
-    logits = _logits_of(net)
     common = {
         "nb_classes": net.classes,
         "input_shape": shape,
@@ -84,13 +83,13 @@ def art_classifier(model: keras.Model, bounds: tuple[float, float] | None = None
     if backend == "tensorflow":
         # In inference whatever ART says: it asks for the other mode only to train.
         return art.TensorFlowV2Classifier(
-            lambda images, training: logits(images),
+            lambda images, training: net.class_logits(images),
             loss_object=keras.losses.CategoricalCrossentropy(from_logits=True),
             **common,
         )
     if backend == "jax":
         return art.BlackBoxClassifierNeuralNetwork(
-            lambda images: np.asarray(logits(ops.convert_to_tensor(images))), **common
+            lambda images: np.asarray(net.class_logits(ops.convert_to_tensor(images))), **common
         )
     import torch
 
@@ -145,16 +144,6 @@ def _imported(name: str, caller: str) -> Any:
         ) from error
 
 
-def _logits_of(net: Attacked) -> Any:
-    """A function of tensors: images to logits, (batch, classes)."""
-
-    def logits(images: Any) -> Any:
-        (found,) = net.run({net.image: images}, [net.logits])
-        return net.both_sides(found)
-
-    return logits
-
-
 def _torch_device() -> Any:
     return ops.convert_to_tensor(0.0).device
 
@@ -162,10 +151,8 @@ def _torch_device() -> Any:
 def _torch_module(net: Attacked) -> Any:
     import torch
 
-    logits = _logits_of(net)
-
     class Logits(torch.nn.Module):
         def forward(self, images: Any) -> Any:
-            return logits(images)
+            return net.class_logits(images)
 
     return Logits().eval()

@@ -17,7 +17,7 @@ from kapps._errors import InputError, check_whole
 from kapps.explain._classifier import Classifier
 from kapps.explain._graph import Call, Tensor, does_nothing
 from kapps.explain._passes import Passes, baseline_of, warn_of_zeros
-from kapps.explain._resize import bilinear
+from kapps.explain._resize import bilinear, of_maps
 
 
 def cam(model: keras.Model, images: Any, classes: Any = None, resize: bool = False) -> np.ndarray:
@@ -195,18 +195,12 @@ def _from_gradients(
 ) -> np.ndarray:
     """What `weigh` makes of maps and gradients, (N, h, w, C) each, in the images' dtype."""
     images = net.images(images)
-    chosen = None if classes is None else net.labels(classes, len(images))
     found: list[np.ndarray] = []
     explained: list[np.ndarray] = []
-    for batch, wanted in net.batches(images, chosen):
-        maps, gradients, logits = net.gradients(batch, wanted, at)
-        own = net.predicted(logits) if wanted is None else wanted
-        net.check_logits(ops.convert_to_numpy(logits))
-        first = sum(len(x) for x in explained)
-        explained.append(ops.convert_to_numpy(own))
-        net.check_gradient(ops.convert_to_numpy(gradients), explained[-1], first)
+    for maps, gradients, own in net.checked_gradients(images, classes, at):
         weighed = weigh(*(ops.cast(part, images.dtype.name) for part in (maps, gradients)))
         found.append(ops.convert_to_numpy(weighed))
+        explained.append(own)
     return _finished(net, np.concatenate(found), np.concatenate(explained), at, images, resize)
 
 
@@ -223,8 +217,7 @@ def _finished(
     )
     warn_of_zeros(net, maps, classes, why)
     if resize:
-        found = bilinear(ops.convert_to_tensor(maps)[..., None], images.shape[1:3])
-        maps = ops.convert_to_numpy(found)[..., 0]
+        maps = of_maps(maps, images.shape[1:3])
     return maps.astype("float32", copy=False)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from keras import ops
 
 from kapps._errors import InputError, one_line
-from kapps.explain._ascent import check_options, resized, to_pixels, to_range
+from kapps.explain._ascent import check_options, to_pixels, to_range
 from kapps.explain._classifier import BATCH, Classifier
 from kapps.explain._differentiation import value_and_gradients
 from kapps.explain._graph import Tensor
+from kapps.explain._resize import resized
 from kapps.explain._spectrum import Spectrum
 from kapps.explain.units import check_channel
 
@@ -85,23 +86,21 @@ def deep_dream(
         tuple(max(1, round(side / octave_scale**octave)) for side in checked.shape[1:3])
         for octave in reversed(range(octaves))
     ]
+    # One for each size: it compiles.
+    ways = [_dream_gradient(net, at, channel, bounds, (*s, checked.shape[-1])) for s in sides]
     found = []
     for first in range(0, len(checked), BATCH):
         rng = np.random.default_rng(seed)
         pixels = to_pixels(checked[first : first + BATCH], bounds)
         added = np.zeros_like(pixels)
-        for height, width in sides:
+        for (height, width), gradient in zip(sides, ways, strict=True):
             base = resized(pixels, height, width)
             dreamt = np.clip(base + resized(added, height, width), 0, 1)
-            gradient = _dream_gradient(
-                net, at, channel, bounds, dreamt.shape[1:]
-            )  # one for each size: it compiles
             for _ in range(steps):
                 move = rng.integers(-jitter, jitter + 1, 2)
                 moved = ops.convert_to_tensor(np.roll(dreamt, move, (1, 2)))
-                change = np.roll(
-                    ops.convert_to_numpy(_at_size(net, gradient, moved)), -move, (1, 2)
-                )
+                change = ops.convert_to_numpy(_at_size(net, gradient, moved))
+                change = np.roll(change, -move, (1, 2))
                 dreamt = np.clip(dreamt + rate * change, 0, 1).astype("float32")
             added = dreamt - base
         found.append(to_range(dreamt, bounds))

@@ -10,8 +10,8 @@ import numpy as np
 from keras import ops
 
 from kapps._errors import InputError, check_whole, is_number
-from kapps.explain._ascent import resized
-from kapps.explain._classifier import Classifier
+from kapps.explain._classifier import Classifier, as_array
+from kapps.explain._resize import resized
 from kapps.explain.units import maps_by_batch
 
 _FEWEST = 4  # pictures: fewer have no neighbours to keep
@@ -125,7 +125,7 @@ def scatter(
     Raises:
         InputError: the images are none, or the coordinates are not in 0..1, one pair for each.
     """
-    pictures = ops.convert_to_numpy(images) if ops.is_tensor(images) else np.asarray(images)
+    pictures = as_array(images, "scatter: images")
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or not pictures.size:
         raise InputError(
             f"scatter: images must be (N, height, width, 1 or 3), not {pictures.shape}"

@@ -12,7 +12,7 @@ from keras import ops
 
 from kapps._errors import InputError
 from kapps.explain._ascent import Descent, check_options, to_range
-from kapps.explain._classifier import BATCH, Classifier
+from kapps.explain._classifier import BATCH, Classifier, as_array
 from kapps.explain._spectrum import Spectrum
 
 _NOISE = 0.01  # standard deviation of the amplitudes at the start
@@ -171,7 +171,7 @@ def reconstructions(
     net = Classifier(model, "reconstructions")
     for layer in layers:
         net.layer(layer)  # a misspelt last one is found before the first one's minutes
-    batch = (ops.convert_to_numpy(image) if ops.is_tensor(image) else np.asarray(image))[None]
+    batch = as_array(image, "reconstructions: the image")[None]
     return np.concatenate(
         [
             invert(model, batch, layer, steps=steps, seed=seed, bounds=bounds).best

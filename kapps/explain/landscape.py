@@ -13,7 +13,7 @@ from keras import layers, ops
 from kapps._errors import InputError, check_whole, is_number
 from kapps.explain._classifier import Classifier
 from kapps.explain._differentiation import without_gradients
-from kapps.explain.optimization import cross_entropy, kernels_of
+from kapps.explain.optimization import kernels_of
 
 
 def loss_landscape(
@@ -95,6 +95,6 @@ def _losses(net: Classifier, kernels: Sequence[Any]) -> Callable[..., Any]:
         known = [(variable, variable.value) for variable in net.variables]
         with keras.StatelessScope([*known, *zip(kernels, values, strict=True)]):
             (logits,) = net.run({net.image: batch}, [net.logits])
-        return ops.sum(cross_entropy(net, logits, classes))
+        return ops.sum(net.cross_entropy(logits, classes))
 
     return losses

@@ -15,7 +15,6 @@ from kapps._errors import InputError
 from kapps.explain._classifier import Classifier
 from kapps.explain._differentiation import without_gradients
 from kapps.explain._graph import Tensor
-from kapps.explain.optimization import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,4 +109,4 @@ def _without(net: Classifier, removal: Removal, values: dict[Tensor, Any]) -> An
 def _sums(net: Classifier, logits: Any, classes: Any) -> tuple[float, float]:
     """Over a batch: the loss, and how often it is right."""
     right = ops.sum(ops.cast(ops.equal(net.predicted(logits), classes), "float32"))
-    return float(ops.sum(cross_entropy(net, logits, classes))), float(right)
+    return float(ops.sum(net.cross_entropy(logits, classes))), float(right)

@@ -22,12 +22,6 @@ from kapps.explain._differentiation import value_and_gradients
 from kapps.explain._graph import Call, Tensor
 
 
-def cross_entropy(net: Classifier, logits: Any, labels: Any) -> Any:
-    """Of each image of a batch, nats, (batch,)."""
-    logits = net.both_sides(logits)
-    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-
-
 @dataclasses.dataclass(frozen=True)
 class LayerGradient:
     """How strongly the loss depends on a layer."""
@@ -93,7 +87,7 @@ def _gradients(
         added = dict(zip(outputs, inputs, strict=False))
         with keras.StatelessScope(zip(kernels, inputs[len(outputs) :], strict=True)):
             (logits,) = net.run({net.image: batch}, [net.logits], added=added)
-        return ops.sum(cross_entropy(net, logits, classes)), logits
+        return ops.sum(net.cross_entropy(logits, classes)), logits
 
     values = [kernel.value for kernel in kernels]
     _, logits, found = value_and_gradients(objective, [*zeros, *values])

@@ -17,7 +17,7 @@ from kapps._profile import Walk, inputs_of
 from kapps._receptive_field import Axis
 from kapps.explain._classifier import Classifier
 from kapps.explain._graph import Tensor
-from kapps.explain.units import call_of, check_channel, maps_by_batch
+from kapps.explain.units import check_channel, maps_by_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _fields(net: Classifier, at: Tensor, shape: Sequence[int]) -> Sequence[Axis]
     values = inputs_of(net.model, shape, net.caller)
     walk = Walk([value.shape for value in values], counting=False)
     walk.run(net.model, values, "")
-    name, place = net.name_of(at), call_of(net, at).outputs.index(at)
+    name, place = net.name_of(at), net.maker(at).outputs.index(at)
     found = [step.outputs[place].field for step in walk.steps if step.profile.name == name]
     if found and found[-1] is not None:
         return found[-1]

@@ -139,8 +139,7 @@ class _Search:
             shown = originals + inputs[0]
             if self._whole:  # the gradient passes the rounding by
                 shown = shown + ops.stop_gradient(ops.round(shown) - shown)
-            (logits,) = net.run({net.image: shown}, [net.logits])
-            logits = net.both_sides(logits)
+            logits = net.class_logits(shown)
             margins = self._margins(logits, wanted) + self._confidence
             relative = inputs[0] / (net.high - net.low)
             squares = ops.sum(ops.square(relative), axis=(1, 2, 3))

@@ -6,10 +6,9 @@ import functools
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from kapps._errors import InputError, is_number
-from kapps.explain._resize import bilinear
+from kapps.explain._resize import of_maps
 
 PERCENTILE = 99.0
 """Of a map's absolute values: what has the color at the end, and so has all beyond it."""
@@ -61,7 +60,7 @@ def overlay(image: Any, heat: Any, alpha: float = 0.6, *, signed: bool | None = 
         else pixels[..., 0]
     )
     colors = heatmap(heat, (pixels.shape[0], pixels.shape[1]), signed=signed)
-    return _bytes((1 - alpha) * gray[..., None] + alpha * colors)
+    return as_bytes((1 - alpha) * gray[..., None] + alpha * colors)
 
 
 def heatmap(
@@ -116,9 +115,7 @@ def resized(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A map (h, w) at another height and width: bilinear, by the pixels' centres."""
     if heat.shape == size:
         return heat
-    maps = ops.convert_to_tensor(heat.astype("float32"))[None, ..., None]
-    found: np.ndarray = ops.convert_to_numpy(bilinear(maps, size))[0, ..., 0]
-    return found
+    return of_maps(heat[None].astype("float32"), size)[0]
 
 
 def _diverging(shares: np.ndarray) -> np.ndarray:
@@ -140,7 +137,7 @@ def _path(knots: tuple[tuple[float, float, float], ...]) -> np.ndarray:
     passed = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(lab, axis=0), axis=1))])
     places = np.linspace(0, passed[-1], _STEPS)
     even = np.stack([np.interp(places, passed, part) for part in lab.T], axis=-1)
-    return _bytes(255 * _srgb(even))
+    return as_bytes(255 * _srgb(even))
 
 
 def _smooth(places: np.ndarray, knots: np.ndarray) -> np.ndarray:
@@ -171,5 +168,6 @@ def _linear(lab: np.ndarray) -> np.ndarray:
     return xyz @ _SRGB_OF_XYZ.T
 
 
-def _bytes(values: np.ndarray) -> np.ndarray:
+def as_bytes(values: np.ndarray) -> np.ndarray:
+    """Numbers of 0..255 as uint8, rounded and cut to that range."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -13,6 +13,7 @@ from keras import ops
 from kapps._errors import InputError, check_whole
 from kapps.explain import _perturbation
 from kapps.explain._attacked import Attacked
+from kapps.explain._classifier import as_array
 from kapps.explain.attacks import pgd
 
 Victim = Callable[[np.ndarray], Any]
@@ -186,7 +187,7 @@ def _asked(net: Attacked, victim: Victim, images: np.ndarray) -> np.ndarray:
             f"{type(victim).__name__}"
         )
     answers = victim(images)
-    found = ops.convert_to_numpy(answers) if ops.is_tensor(answers) else np.asarray(answers)
+    found = as_array(answers, f"{net.caller}: the victim's answers")
     if found.shape != (len(images), net.classes):
         raise InputError(
             f"{net.caller}: the victim gives {found.shape}, not ({len(images)}, {net.classes}) as "

@@ -150,17 +150,8 @@ def integrated_gradients(
 
 def _gradients(net: Classifier, images: Any, classes: Any, **options: Any) -> np.ndarray:
     """Of the logit by the images, (N, H, W, C)."""
-    images = net.images(images)
-    chosen = None if classes is None else net.labels(classes, len(images))
-    found: list[np.ndarray] = []
-    for batch, wanted in net.batches(images, chosen):
-        _, gradient, logits = net.gradients(batch, wanted, net.image, **options)
-        net.check_logits(ops.convert_to_numpy(logits))
-        own = net.predicted(logits) if wanted is None else wanted
-        gradient = ops.convert_to_numpy(gradient)
-        net.check_gradient(gradient, ops.convert_to_numpy(own), sum(len(x) for x in found))
-        found.append(gradient)
-    return np.concatenate(found)
+    parts = net.checked_gradients(net.images(images), classes, net.image, **options)
+    return np.concatenate([ops.convert_to_numpy(gradient) for _, gradient, _ in parts])
 
 
 def _weighted_sum(

@@ -13,7 +13,7 @@ from keras import layers, ops
 
 from kapps._errors import InputError, check_whole
 from kapps.custom_layers import ImageNormalization
-from kapps.explain._classifier import BATCH, Classifier
+from kapps.explain._classifier import BATCH, Classifier, as_array
 from kapps.explain._differentiation import without_gradients
 
 Method = Callable[[keras.Model, np.ndarray, np.ndarray], Any]
@@ -223,8 +223,7 @@ def _measure(layer: layers.BatchNormalization, taken: Any) -> None:
 
 
 def _maps_of(method: Method, model: keras.Model, images: Any, classes: Any) -> np.ndarray:
-    maps = method(model, images, classes)
-    maps = ops.convert_to_numpy(maps) if ops.is_tensor(maps) else np.asarray(maps)
+    maps = as_array(method(model, images, classes), "randomization: maps")
     if maps.ndim != 3 or len(maps) != len(images) or maps.dtype.kind not in "fiub":
         raise InputError(
             f"randomization: method must return maps (N, h, w), one for each of the {len(images)} "

@@ -11,9 +11,9 @@ import numpy as np
 from keras import ops
 
 from kapps._errors import InputError, check_whole, is_number, unknown
-from kapps.explain._classifier import BATCH, Classifier
+from kapps.explain._classifier import BATCH, Classifier, as_array
 from kapps.explain._differentiation import without_gradients
-from kapps.explain._resize import bilinear
+from kapps.explain._resize import of_maps
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # in pixels, those of the paper's code
 
@@ -109,11 +109,11 @@ def _curves(
     chosen = net.classes_of(images, classes)
     start, end = (images, others) if caller == "deletion" else (others, images)
     fractions = np.linspace(0, 1, steps + 1)
-    logits_of = net.compiled(lambda batch: net.run({net.image: batch}, [net.logits])[0])
+    logits_of = net.compiled(net.class_logits)
 
     def probabilities(pictures: np.ndarray) -> np.ndarray:
         logits = without_gradients(lambda: logits_of(ops.convert_to_tensor(pictures)))
-        return ops.convert_to_numpy(ops.softmax(net.both_sides(ops.cast(logits, "float32"))))
+        return ops.convert_to_numpy(ops.softmax(ops.cast(logits, "float32")))
 
     curves = np.empty((len(images), steps + 1), "float32")
     for i, order in enumerate(_places(found, [seed, i]) for i, found in enumerate(maps)):
@@ -126,7 +126,7 @@ def _curves(
 
 
 def _maps(caller: str, maps: Any, count: int | None = None) -> np.ndarray:
-    array = ops.convert_to_numpy(maps) if ops.is_tensor(maps) else np.asarray(maps)
+    array = as_array(maps, f"{caller}: maps")
     if array.ndim != 3 or not array.size or count not in (None, len(array)):
         wanted = "one for each image" if count is None else f"one for each of the {count} images"
         raise InputError(f"{caller}: maps must be (N, h, w), {wanted}, not {array.shape}")
@@ -140,8 +140,7 @@ def _resized(maps: np.ndarray, size: Sequence[int]) -> np.ndarray:
     height, width = size
     if maps.shape[1:] == (height, width):
         return maps
-    found = bilinear(ops.convert_to_tensor(maps[..., None]), (height, width))
-    values = ops.convert_to_numpy(found)[..., 0]
+    values = of_maps(maps, (height, width))
     # What was equal differs by rounding now, and would have an order.
     unit = 1e-5 * np.abs(values).max(axis=(1, 2), keepdims=True)
     return np.rint(values / np.where(unit > 0, unit, 1))
@@ -164,7 +163,7 @@ def _baseline(net: Classifier, images: np.ndarray, baseline: Any) -> np.ndarray:
         if baseline == "mean":
             return np.broadcast_to(images.mean(axis=(1, 2), keepdims=True), images.shape)
         return np.full_like(images, net.bounds(None)[0])
-    array = ops.convert_to_numpy(baseline) if ops.is_tensor(baseline) else np.asarray(baseline)
+    array = as_array(baseline, f"{net.caller}: the numbers of baseline")
     try:
         found = np.broadcast_to(array, images.shape).astype(images.dtype)
     except ValueError:

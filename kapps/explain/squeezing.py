@@ -101,15 +101,9 @@ def _scores(net: Attacked, images: Any, bits: int | None, median: int | None) ->
         squeezed.append(_median(pixels, median))
     if not squeezed:
         raise InputError(f"{net.caller}: there is nothing to squeeze by; give bits or median")
-    clean = _probabilities(net, pixels)
-    apart = [np.abs(_probabilities(net, each) - clean).sum(-1) for each in squeezed]
+    clean = net.probabilities(pixels)
+    apart = [np.abs(net.probabilities(each) - clean).sum(-1) for each in squeezed]
     return np.max(apart, axis=0).astype("float32")
-
-
-def _probabilities(net: Attacked, images: np.ndarray) -> np.ndarray:
-    logits = net.predict(images).astype("float64")
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
 
 
 def _reduced(images: np.ndarray, bits: int, low: float, high: float) -> np.ndarray:

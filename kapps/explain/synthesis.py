@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kapps._errors import InputError
+from kapps._errors import InputError, check_whole
 from kapps.explain._ascent import Descent, check_options, to_range
 from kapps.explain._classifier import BATCH, Classifier
 from kapps.explain._spectrum import Spectrum
@@ -111,5 +111,5 @@ def _shape(net: Classifier, size: Any) -> tuple[int, int, int]:
             f"{tuple(own)}, not {size!r}"
         )
     for side in size:
-        check_options(net.caller, steps=side)
+        check_whole(net.caller, "size", side)
     return int(size[0]), int(size[1]), int(channels or 0)

@@ -11,8 +11,8 @@ import numpy as np
 from keras import layers, ops
 
 from kapps._errors import InputError, check_whole
-from kapps.explain._classifier import Classifier
-from kapps.explain._graph import Call, Tensor
+from kapps.explain._classifier import Classifier, as_array
+from kapps.explain._graph import Tensor
 
 _CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)
 
@@ -53,7 +53,7 @@ def _convolution(net: Classifier, layer: str | None) -> Any:
         raise InputError(f"filters: {net.model.name} has no two-dimensional convolution")
     if layer is None:
         return found[0].operation
-    operation = call_of(net, net.layer(layer)).operation
+    operation = net.maker(net.layer(layer)).operation
     if not isinstance(operation, _CONVOLUTIONS):
         raise InputError(
             f"filters: {layer} is a {type(operation).__name__}, no two-dimensional convolution; "
@@ -72,10 +72,6 @@ def _kernel(net: Classifier, operation: Any) -> np.ndarray:
     if isinstance(operation, (layers.DepthwiseConv2D, layers.SeparableConv2D)):
         return weights.reshape(*weights.shape[:2], 1, -1)
     return weights
-
-
-def call_of(net: Classifier, tensor: Tensor) -> Call:
-    return next(call for call in net.calls if tensor in call.outputs)
 
 
 def activations(model: keras.Model, images: Any, layer: str | None = None) -> np.ndarray:
@@ -173,7 +169,7 @@ def grid(
 
 
 def _picture(given: Any) -> np.ndarray:
-    array = ops.convert_to_numpy(given) if ops.is_tensor(given) else np.asarray(given)
+    array = as_array(given, "grid: the numbers of a picture")
     if array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size:
         raise InputError(
             "grid: a picture is (height, width, 1 or 3); of a map (height, width, channels) give "

@@ -110,5 +110,4 @@ def universal(
 def _done(net: Attacked, logits: Any, classes: Any, targeted: bool) -> np.ndarray:
     if targeted:
         return net.are(logits, classes)
-    losses = ops.sparse_categorical_crossentropy(classes, logits, from_logits=True)
-    return ops.convert_to_numpy(losses >= _MOST)
+    return ops.convert_to_numpy(net.cross_entropy(logits, classes) >= _MOST)
