@@ -39,7 +39,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "grad_cam_plus_plus": explain.grad_cam_plus_plus,
     "layer_cam": explain.layer_cam,
     "smooth_grad": functools.partial(explain.smooth_grad, samples=PASSES),
-    "integrated_gradients": functools.partial(explain.integrated_gradients, steps=PASSES),
+    "integrated_gradients": functools.partial(
+        explain.integrated_gradients, steps=PASSES, baseline=0
+    ),
     "occlusion": functools.partial(explain.occlusion, size=32, stride=32),
 }
 SLOW = ("occlusion",)  # left out of the sanity check

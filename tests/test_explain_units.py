@@ -35,6 +35,29 @@ def images(seed):
     return np.random.default_rng(seed).uniform(0, 255, (6, 16, 16, 3)).astype("float32")
 
 
+@pytest.mark.few
+def test_a_network_without_classes(seed):
+    """The body of a detector, or the pyramid that `kapps.features` gives: several outputs."""
+    images = np.random.default_rng(seed).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+    whole = kapps.CifarResNet(depth=8, input_shape=(32, 32, 3))
+    body = kapps.CifarResNet(depth=8, include_top=False, input_shape=(32, 32, 3))
+    for layer in body.layers:
+        layer.set_weights(whole.get_layer(layer.name).get_weights())
+    pyramid = kapps.features(whole, strides=(1, 2, 4))
+    for model in (body, pyramid):
+        for function in (explain.filters, lambda m: explain.activations(m, images)):
+            np.testing.assert_allclose(function(model), function(whole), atol=1e-4)
+        assert explain.activations(model, images, "layer1.0").shape == (4, 32, 32, 16)
+        assert explain.feature_map(model, images).shape == (4, 2)
+        patches = explain.top_patches(model, images, "layer1.0", 0, count=2)
+        assert patches[0].index in range(4)
+        assert explain.deep_dream(model, images[:1], octaves=1, steps=1).shape == (1, 32, 32, 3)
+        found = explain.invert(model, images[:1], "layer1.0", starts=1, steps=2)
+        assert found.best.shape == (1, 32, 32, 3)
+        with pytest.raises(InputError, match=r"grad_cam: .* has to give \(batch, classes\)"):
+            explain.grad_cam(model, images)
+
+
 # --- Filters -------------------------------------------------------------------------------------
 
 

@@ -197,24 +197,17 @@ def _model_scores(model: keras.Model) -> Scores:
 
 
 def _pgd(model: keras.Model, images: np.ndarray, labels: np.ndarray, attack: Attack) -> _Make:
-    from kapps.explain import pgd
+    from kapps.explain._attacked import Attacked
+    from kapps.explain.attacks import GradientAttack
 
+    attacks = GradientAttack(Attacked(model, "robustness", None), NORM)
     iterations = attack.iterations
     assert iterations is not None
 
     def make(eps: int, restart: int) -> np.ndarray:
         step = attack.step_at(eps)
         assert step is not None
-        return pgd(
-            model,
-            images,
-            labels,
-            eps=eps,
-            step=step,
-            iterations=iterations,
-            norm=NORM,
-            random_start=attack.random_start,
-            seed=attack.seed + restart,
-        )
+        start = attack.seed + restart if attack.random_start else None
+        return attacks(images, labels, eps, step, iterations, start)
 
     return make

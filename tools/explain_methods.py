@@ -83,7 +83,7 @@ UNFAITHFUL = {
 }
 """What a reader has to know of a method, by its name."""
 
-DEFAULT = ("grad_cam", "layer_cam", "smooth_grad", "integrated_gradients")
+DEFAULT = ("grad_cam", "smooth_grad", "integrated_gradients")
 """Few passes each, and of two kinds: where, by a map, and which pixels."""
 
 

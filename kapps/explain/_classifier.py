@@ -21,8 +21,8 @@ BATCH = 32
 class Classifier(Graph):
     """A classifier with what is done to it time and again: logits, scores, their gradients."""
 
-    def __init__(self, model: keras.Model, caller: str) -> None:
-        super().__init__(model, caller)
+    def __init__(self, model: keras.Model, caller: str, *, headless: bool = False) -> None:
+        super().__init__(model, caller, headless=headless)
         found = (getattr(call.operation, "variables", ()) for call in self.calls)
         self.variables = list({id(v): v for variables in found for v in variables}.values())
 

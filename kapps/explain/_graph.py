@@ -116,7 +116,7 @@ def _with_activation(layer: Any, activation: Callable[[Any], Any]) -> Iterator[N
 
 
 class Graph:
-    """A classifier of one image, up to its logits.
+    """A classifier of one image, up to its logits; or a network without classes.
 
     Attributes:
         model: the user's.
@@ -124,11 +124,16 @@ class Graph:
             image, and its operation is None.
         image: the input.
         logits: (batch, classes), before the last softmax or sigmoid; with one column where the
-            model has one unit for two classes.
+            model has one unit for two classes. Of a network without classes its first output.
     """
 
-    def __init__(self, model: keras.Model, caller: str) -> None:
+    def __init__(self, model: keras.Model, caller: str, *, headless: bool = False) -> None:
         """Reads the graph of `model`; `caller` is named in errors.
+
+        Args:
+            model: the user's.
+            caller: the function that the user has called.
+            headless: whether a network without classes will do, of which all outputs are computed.
 
         Raises:
             InputError: the model is no functional one with one image as input, or no classifier.
@@ -144,15 +149,17 @@ class Graph:
             )
         start = Call(symbol._keras_history.operation.name, None, (), (self.image,), None, ())
         found = [start]
-        output = _open(graph_of(model), [self.image], "", found)[0]
+        outputs = _open(graph_of(model), [self.image], "", found)
         self._linear: Call | None = None  # ends in a function that the logits are before
-        self.logits = self._before_softmax(found, output)
-        if len(self.logits.shape) != 2:
+        self.logits = self._before_softmax(found, outputs[0])
+        is_classifier = len(self.logits.shape) == 2
+        if not is_classifier and not headless:
             raise InputError(
-                f"{caller}: {model.name} gives {output.shape}, and has to give (batch, classes): "
-                "a classifier, built with include_top=True"
+                f"{caller}: {model.name} gives {outputs[0].shape}, and has to give (batch, "
+                "classes): a classifier, built with include_top=True"
             )
-        self.calls: list[Call] = _features.needed(found, [self.logits])
+        ends = [self.logits] if is_classifier else outputs
+        self.calls: list[Call] = _features.needed(found, ends)
 
     def _before_softmax(self, calls: Sequence[Call], output: Tensor) -> Tensor:
         makers = {tensor: call for call in calls for tensor in call.outputs}

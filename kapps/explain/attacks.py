@@ -45,7 +45,7 @@ def fgsm(
         InputError: images, labels or numbers that do not fit, or a gradient that is zero.
     """
     net = Attacked(model, "fgsm", bounds)
-    return _descend(net, images, labels, eps, eps, 1, "linf", targeted, None)
+    return GradientAttack(net, "linf", targeted)(images, labels, eps, eps, 1, None)
 
 
 def pgd(
@@ -91,47 +91,58 @@ def pgd(
     check_whole(net.caller, "iterations", iterations)
     check_whole(net.caller, "seed", seed, least=0)
     start = seed if random_start else None
-    return _descend(net, images, labels, eps, step, iterations, norm, targeted, start)
+    return GradientAttack(net, norm, targeted)(images, labels, eps, step, iterations, start)
 
 
-def _descend(
-    net: Attacked,
-    images: Any,
-    labels: Any,
-    eps: float,
-    step: float,
-    iterations: int,
-    norm: str,
-    targeted: bool,
-    seed: int | None,
-) -> np.ndarray:
-    pixels = net.images(images)
-    classes = net.labels(labels, len(pixels), "labels")
-    budget = net.check_budget("eps", eps, images, zero=True)
-    # One step of a budget of nothing goes nowhere.
-    size = net.check_budget("step", step, images, zero=net.caller == "fgsm")
+class GradientAttack:
+    """The attack on a model, compiled once for all budgets."""
 
-    def move(adversarial: Any, originals: Any, wanted: Any) -> tuple[Any, Any, Any]:
+    def __init__(self, net: Attacked, norm: str, targeted: bool = False) -> None:
+        self._net, self._norm, self._targeted = net, norm, targeted
+        self._again = net.compiled(self._move)
+
+    def __call__(
+        self,
+        images: Any,
+        labels: Any,
+        eps: float,
+        step: float,
+        iterations: int,
+        seed: int | None,
+    ) -> np.ndarray:
+        """See `pgd`; `seed` is that of a random start, None for none."""
+        net = self._net
+        pixels = net.images(images)
+        classes = net.labels(labels, len(pixels), "labels")
+        budget = net.check_budget("eps", eps, images, zero=True)
+        # One step of a budget of nothing goes nowhere.
+        size = net.check_budget("step", step, images, zero=net.caller == "fgsm")
+        size = -size if self._targeted else size
+        limits = [ops.convert_to_tensor(number, pixels.dtype.name) for number in (budget, size)]
+        move = self._again if iterations > 1 else self._move
+        noise = None if seed is None else _noise(pixels.shape, seed)
+        found = []
+        for originals, wanted, drawn in net.batches(pixels, classes, noise):
+            adversarial = originals
+            if drawn is not None:
+                adversarial = _perturbation.start(originals, budget, self._norm, drawn)
+                adversarial = ops.clip(adversarial, net.low, net.high)
+            for i in range(iterations):
+                adversarial, gradient, logits = move(adversarial, originals, wanted, *limits)
+                if i == 0:
+                    done = net.are(logits, wanted) if self._targeted else None
+                    net.check_start(gradient, logits, done)
+            found.append(ops.convert_to_numpy(adversarial))
+        return net.finished(np.concatenate(found), images)
+
+    def _move(
+        self, adversarial: Any, originals: Any, wanted: Any, budget: Any, size: Any
+    ) -> tuple[Any, Any, Any]:
+        net = self._net
         gradient, logits = net.loss_gradients(adversarial, wanted)
-        moved = _perturbation.step(adversarial, gradient, -size if targeted else size, norm)
-        moved = _perturbation.project(moved, originals, budget, norm, net.low, net.high)
+        moved = _perturbation.step(adversarial, gradient, size, self._norm)
+        moved = _perturbation.project(moved, originals, budget, self._norm, net.low, net.high)
         return moved, gradient, logits
-
-    again = net.compiled(move) if iterations > 1 else move
-    noise = None if seed is None else _noise(pixels.shape, seed)
-    found = []
-    for originals, wanted, drawn in net.batches(pixels, classes, noise):
-        adversarial = originals
-        if drawn is not None:
-            adversarial = _perturbation.start(originals, budget, norm, drawn)
-            adversarial = ops.clip(adversarial, net.low, net.high)
-        for i in range(iterations):
-            adversarial, gradient, logits = again(adversarial, originals, wanted)
-            if i == 0:
-                done = net.are(logits, wanted) if targeted else None
-                net.check_start(gradient, logits, done)
-        found.append(ops.convert_to_numpy(adversarial))
-    return net.finished(np.concatenate(found), images)
 
 
 def _noise(shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -96,6 +96,9 @@ def grad_cam_plus_plus(
     several things of one class count as one does. Of the forms in use it is pytorch-grad-cam's:
     the closed form of equation 19, with the sum of a channel's activations.
 
+    Positive gradients alone say less of the class: where layers are re-drawn the maps hardly
+    change, see `randomization` and docs/explain_scores.md. Take `grad_cam` where that matters.
+
     Args, Returns, Raises: as `grad_cam`.
     """
 
@@ -120,7 +123,7 @@ def layer_cam(
     """Layer-CAM (Jiang et al. 2021, equations 6 to 8).
 
     Each place of a channel has a weight of its own, its positive gradient: it serves early layers,
-    whose maps are fine, as well as the last.
+    whose maps are fine, as well as the last. Of `randomization` it is as `grad_cam_plus_plus`.
 
     Args, Returns, Raises: as `grad_cam`.
     """

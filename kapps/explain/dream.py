@@ -46,7 +46,7 @@ def deep_dream(
     `kapps.ResNet50(input_shape=(512, 512, 3))`.
 
     Args:
-        model: a classifier.
+        model: a network, with classes or without.
         images: (N, height, width, channels) in the model's own range.
         layer: which makes a map; by default the one that the head takes.
         channel: of the map, whose mean rises; by default the mean square of all does.
@@ -76,7 +76,7 @@ def deep_dream(
     )
     if octave_scale <= 1:
         raise InputError(f"deep_dream: octave_scale must be above 1, not {octave_scale!r}")
-    net = Classifier(model, "deep_dream")
+    net = Classifier(model, "deep_dream", headless=True)
     checked = net.images(images)
     at = net.features() if layer is None else net.map(layer)
     if channel is not None:

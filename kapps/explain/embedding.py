@@ -29,7 +29,7 @@ def feature_map(
     """Places pictures in the plane by their features, averaged over the positions of a map.
 
     Args:
-        model: a classifier.
+        model: a network, with classes or without.
         images: (N, height, width, channels) in the model's own range, or an iterable of batches
             of them, alone or first in a tuple.
         layer: which makes a map; by default the one that the head takes.
@@ -50,7 +50,7 @@ def feature_map(
     if method not in ("tsne", "umap"):
         raise InputError(f'feature_map: method must be "tsne" or "umap", not {method!r}')
     check_whole("feature_map", "seed", seed, least=0)
-    net = Classifier(model, "feature_map")
+    net = Classifier(model, "feature_map", headless=True)
     at = net.features() if layer is None else net.map(layer)
     features = np.concatenate(
         [

@@ -60,7 +60,7 @@ def invert(
     ended 7 dB lower.
 
     Args:
-        model: a classifier.
+        model: a network, with classes or without.
         images: (N, height, width, channels) in the model's own range.
         layer: whose output is to be the same, a map or not.
         starts: how often, from other noise; where they end differently, the layer does not
@@ -85,7 +85,7 @@ def invert(
         total_variation=total_variation,
         seed=seed,
     )
-    net = Classifier(model, "invert")
+    net = Classifier(model, "invert", headless=True)
     checked, at, bounds = net.images(images), net.layer(layer), net.bounds(bounds)
     descent = Descent(steps, rate, norm=(norm, _EXPONENT), variation=total_variation)
 
@@ -149,7 +149,7 @@ def reconstructions(
     """One image, found from what each layer gives: a row by depth. See `invert`.
 
     Args:
-        model: a classifier.
+        model: a network, with classes or without.
         image: (height, width, channels) in the model's own range.
         layers: names.
         steps: as for `invert`.
@@ -168,7 +168,7 @@ def reconstructions(
         raise InputError(
             f"reconstructions: it takes one image, (height, width, channels), not {np.shape(image)}"
         )
-    net = Classifier(model, "reconstructions")
+    net = Classifier(model, "reconstructions", headless=True)
     for layer in layers:
         net.layer(layer)  # a misspelt last one is found before the first one's minutes
     batch = as_array(image, "reconstructions: the image")[None]

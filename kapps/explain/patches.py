@@ -52,7 +52,7 @@ def top_patches(
     whole image, as behind a squeeze-and-excitation, so is the patch.
 
     Args:
-        model: a classifier.
+        model: a network, with classes or without.
         images: (N, height, width, channels) in the model's own range, or an iterable of batches
             of them, alone or first in a tuple: of these only one batch is in memory.
         layer: which makes a map.
@@ -68,7 +68,7 @@ def top_patches(
     Raises:
         InputError: the images do not fit the model, or there is no such map or channel.
     """
-    net = Classifier(model, "top_patches")
+    net = Classifier(model, "top_patches", headless=True)
     at = net.map(layer)
     check_channel(net, at, channel)
     check_whole("top_patches", "count", count)

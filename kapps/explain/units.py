@@ -25,7 +25,7 @@ def filters(model: keras.Model, layer: str | None = None) -> np.ndarray:
     are those that the normalized images meet.
 
     Args:
-        model: a classifier.
+        model: a network, with classes or without.
         layer: a convolution; by default the first one.
 
     Returns:
@@ -36,7 +36,7 @@ def filters(model: keras.Model, layer: str | None = None) -> np.ndarray:
     Raises:
         InputError: there is no such layer, or it is no convolution.
     """
-    net = Classifier(model, "filters")
+    net = Classifier(model, "filters", headless=True)
     kernel = _kernel(net, _convolution(net, layer))
     height, width, channels, count = kernel.shape
     pictures = np.moveaxis(kernel, -1, 0)
@@ -78,7 +78,7 @@ def activations(model: keras.Model, images: Any, layer: str | None = None) -> np
     """The feature maps of images at a layer.
 
     Args:
-        model: a classifier.
+        model: a network, with classes or without.
         images: (N, height, width, channels) in the model's own range, or an iterable of batches
             of them, alone or first in a tuple, as a data set gives them.
         layer: which makes a map; by default the one that the head takes.
@@ -89,7 +89,7 @@ def activations(model: keras.Model, images: Any, layer: str | None = None) -> np
     Raises:
         InputError: the images do not fit the model, or there is no such map.
     """
-    net = Classifier(model, "activations")
+    net = Classifier(model, "activations", headless=True)
     at = net.features() if layer is None else net.map(layer)
     parts = [ops.convert_to_numpy(maps) for _, maps in maps_by_batch(net, images, at)]
     return np.concatenate(parts).astype("float32")

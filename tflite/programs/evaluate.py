@@ -20,7 +20,6 @@ The figures of .tflite files are what kapps-report puts beside those of kapps-be
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from absl import flags
@@ -91,8 +90,6 @@ def main(argv: list[str]) -> int | None:
     from kapps.tflite import evaluation
 
     split, attacked = _SPLIT.value, _ATTACK.value
-    if attacked is not None:  # TensorFlow warns that each budget is traced anew
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     result: evaluation.Result
     if _TFLITE.value is not None:
         result = evaluation.evaluate_tflite(

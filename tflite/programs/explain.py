@@ -32,7 +32,7 @@ _METHODS = flags.DEFINE_list(
     None,
     "with commas, of cam, grad_cam, grad_cam_plus_plus, layer_cam, score_cam, occlusion, saliency, "
     "smooth_grad, integrated_gradients, guided_backpropagation; or all (default: "
-    "grad_cam,layer_cam,smooth_grad,integrated_gradients)",
+    "grad_cam,smooth_grad,integrated_gradients)",
 )
 _LAYER = flags.DEFINE_string(
     "layer", None, "whose map Grad-CAM and its kin explain; by default the one that the head takes"
