@@ -19,6 +19,7 @@ from kapps import InputError
 from kapps.explain import pgd
 from kapps.tflite import Attack, Runner, convert, measure_robustness, square
 from kapps.tflite.accuracy import opened
+from kapps.tflite.attack_run import _left
 from kapps.tflite.robustness import parse
 from kapps.tools import data, runs
 from kapps.tools.json_files import write_json
@@ -102,6 +103,23 @@ def test_what_is_wrong_stays_wrong(net, held_out):
     wrong = (labels + 1) % 10
     found = _of(net, images, wrong, Attack((60,), iterations=5))
     assert found.levels[0].top1 <= found.clean < 0.1
+
+
+def test_an_image_has_to_resist_every_restart():
+    """The first is wrong as it is, and two fall, each to a restart of its own."""
+    images, labels = np.zeros((4, 1, 1, 3), "uint8"), np.zeros(4, int)
+    wrong = {0: [0], 1: [1, 0], 2: [2]}  # as they are, and after each restart
+
+    def make(eps, restart):
+        return np.full_like(images, restart + 1)
+
+    def scores(batch):
+        return np.eye(2)[np.isin(range(4), wrong[batch.max()]).astype(int)]
+
+    attack = Attack((8,), restarts=2)
+    (found,) = _left([scores], images, labels, attack, make, ("net", "0" * 64), lambda count: None)
+    assert found.clean == 0.75
+    assert found.levels[0].top1 == 0.25
 
 
 def test_square_asks_the_file_alone(files, held_out, monkeypatch):
