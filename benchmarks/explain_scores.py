@@ -148,6 +148,10 @@ A plain ReLU net of five convolutions, trained on digits (top-1 {accuracy:.3f} o
 that were held out), {len(shown)} of these:
 
 {sanity(small, shown)}
+
+Grad-CAM++ and Layer-CAM, which take positive gradients alone, change little as layers are shuffled: \
+the sum over channels then follows the activations. Integrated gradients are the mean gradient times \
+the image, and where that is black and white it is most of the map, as Adebayo et al. found as well.
 """
     (ROOT / "docs" / "explain_scores.md").write_text(page)
 
