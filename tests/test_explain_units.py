@@ -48,7 +48,6 @@ def test_a_network_without_classes(seed):
         for function in (explain.filters, lambda m: explain.activations(m, images)):
             np.testing.assert_allclose(function(model), function(whole), atol=1e-4)
         assert explain.activations(model, images, "layer1.0").shape == (4, 32, 32, 16)
-        assert explain.feature_map(model, images).shape == (4, 2)
         patches = explain.top_patches(model, images, "layer1.0", 0, count=2)
         assert patches[0].index in range(4)
         assert explain.deep_dream(model, images[:1], octaves=1, steps=1).shape == (1, 32, 32, 3)
@@ -354,6 +353,11 @@ def test_what_is_alike_lies_together(two_kinds):
 def test_a_map_of_features_that_cannot_be(two_kinds, more, message):
     with pytest.raises(InputError, match=message):
         explain.feature_map(*two_kinds, **more)
+
+
+def test_a_map_of_features_of_a_network_without_classes(images):
+    body = kapps.CifarResNet(depth=8, include_top=False, input_shape=(16, 16, 3))
+    assert explain.feature_map(body, images).shape == (6, 2)
 
 
 def test_a_map_of_too_few(two_kinds):
