@@ -149,9 +149,10 @@ that were held out), {len(shown)} of these:
 
 {sanity(small, shown)}
 
-Grad-CAM++ and Layer-CAM, which take positive gradients alone, change little as layers are shuffled: \
-the sum over channels then follows the activations. Integrated gradients are the mean gradient times \
-the image, and where that is black and white it is most of the map, as Adebayo et al. found as well.
+Grad-CAM++ and Layer-CAM, which take positive gradients alone, change little as layers are \
+shuffled: the sum over channels then follows the activations. Integrated gradients are the mean \
+gradient times the image, and where that is black and white it is most of the map, as Adebayo et \
+al. found as well.
 """
     (ROOT / "docs" / "explain_scores.md").write_text(page)
 
