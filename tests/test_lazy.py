@@ -1,4 +1,4 @@
-"""Importing kapps and kapps.tflite costs nothing; their names load on first use."""
+"""Importing kapps and its packages costs nothing; their names load on first use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import kapps
-from kapps import tflite, tools
+from kapps import explain, tflite, tools
 
-PACKAGES = pytest.mark.parametrize("package", [kapps, tflite], ids=lambda p: p.__name__)
+PACKAGES = pytest.mark.parametrize("package", [kapps, explain, tflite], ids=lambda p: p.__name__)
 
 
 def runs_alone(code, folder):

@@ -159,21 +159,24 @@ print(kapps.LeNet5().name, *[m for m in sys.modules if "tensorflow" in m.split("
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_import_adds_less_than_50_ms_to_keras(backend, tmp_path):
+def test_import_adds_less_than_a_fortieth_to_that_of_keras(backend, tmp_path):
+    """50 ms where Keras takes two seconds; a share of the same process is one on any machine."""
     pytest.importorskip(backend)
     code = """
-import time, keras
+import time
 start = time.process_time()  # others may have the processor
+import keras
+middle = time.process_time()
 import kapps
 for name in kapps.__all__:
     getattr(kapps, name)
-print((time.process_time() - start) * 1e3)
+print((time.process_time() - middle) / (middle - start))
 """
     # As pip leaves an installed package; PYTHONDONTWRITEBYTECODE may be set here.
     python("-m", "compileall", "-q", os.fspath(Path(kapps.__file__).parent))
-    best_ms = float("inf")
+    best = 1.0
     for _ in range(5):
-        best_ms = min(best_ms, float(python("-c", code, cwd=tmp_path, KERAS_BACKEND=backend)))
-        if best_ms < 50:
+        best = min(best, float(python("-c", code, cwd=tmp_path, KERAS_BACKEND=backend)))
+        if best < 1 / 40:
             return
-    pytest.fail(f"import kapps took {best_ms:.0f} ms after import keras")
+    pytest.fail(f"import kapps took {best:.1%} of import keras")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-from kapps._errors import InputError
+from kapps.explain.adapters import imported
 from kapps.tflite.accuracy import Scores
 from kapps.tflite.robustness import Attack
 
@@ -30,7 +28,10 @@ def square(
     Raises:
         InputError: the toolbox is not installed.
     """
-    attacks, classifiers = _art()
+    attacks, classifiers = (
+        imported(f"art.{part}", "Square")
+        for part in ("attacks.evasion", "estimators.classification")
+    )
 
     def make(eps: int, restart: int) -> np.ndarray:
         asked = _asked_once(scores)
@@ -66,20 +67,6 @@ def _asked_once(scores: Scores) -> Scores:
         return np.stack([known[key] for key in keys])
 
     return answer
-
-
-def _art() -> tuple[Any, Any]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it would like to have besides
-            from art.attacks import evasion
-            from art.estimators import classification
-    except ImportError as error:
-        raise InputError(
-            "Square is the adversarial-robustness-toolbox's, which is not installed: "
-            "pip install 'kapps[attack]'"
-        ) from error
-    return evasion, classification
 
 
 @contextlib.contextmanager

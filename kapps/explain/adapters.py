@@ -38,7 +38,7 @@ def foolbox_model(model: keras.Model, bounds: tuple[float, float] | None = None)
         InputError: the model is no classifier, its range is not known, or foolbox is not installed.
     """
     net = Attacked(model, "foolbox_model", bounds)
-    foolbox = _imported("foolbox", net.caller)
+    foolbox = imported("foolbox", net.caller)
     given = (net.low, net.high)
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -66,7 +66,7 @@ def art_classifier(model: keras.Model, bounds: tuple[float, float] | None = None
             installed.
     """
     net = Attacked(model, "art_classifier", bounds)
-    art = _imported("art.estimators.classification", net.caller)
+    art = imported("art.estimators.classification", net.caller)
     shape = net.image.shape[1:]
     if None in shape:
         raise InputError(
@@ -115,8 +115,8 @@ def art_blackbox(path: str | os.PathLike[str]) -> Any:
         InputError: no such file, not an image classifier, or what runs it, or ART, is not
             installed. An attack raises it where the file kills its process.
     """
-    art = _imported("art.estimators.classification", "art_blackbox")
-    accuracy = _imported("kapps.tflite.accuracy", "art_blackbox")
+    art = imported("art.estimators.classification", "art_blackbox")
+    accuracy = imported("kapps.tflite.accuracy", "art_blackbox")
     described = accuracy.describe(path)
     stack = contextlib.ExitStack()
     scores = stack.enter_context(accuracy.opened(path))
@@ -131,7 +131,12 @@ def art_blackbox(path: str | os.PathLike[str]) -> Any:
     return classifier
 
 
-def _imported(name: str, caller: str) -> Any:
+def imported(name: str, caller: str) -> Any:
+    """A module of an extra.
+
+    Raises:
+        InputError: it is not installed.
+    """
     extra = "tflite" if name.startswith("kapps") else "attack"
     try:
         with warnings.catch_warnings():
