@@ -13,8 +13,8 @@ EXPLAINING = tests/test_attack_adapters.py tests/test_attacks.py tests/test_expl
   tests/test_explain_maps.py tests/test_explain_optimization.py tests/test_explain_scores.py \
   tests/test_explain_synthesis.py tests/test_explain_units.py tests/test_lesion.py \
   tests/test_squeezing.py
-LONG_ON_JAX = bfloat16 or differences or fgsm or lesions or nearer or other_attacks or \
-  without_classes or zeros
+LONG_ON_JAX = bfloat16 or differences or fgsm or lesions or nearer or other_attacks or proxy or \
+  vanishes or without_classes or zeros
 
 # MediaPipe needs absl-py 2 and tensorflow-model-optimization absl-py 1: it has its own environment,
 # and the tests classify with it in a child process (tests/conftest.py).

@@ -170,7 +170,7 @@ def test_directions_are_as_long_as_the_filters():
 # --- What a block is worth -----------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_lesion_costs_a_residual_net_a_fifth_of_what_it_costs_a_plain_one():
     """Of 26 layers, on digits of 8 pixels; docs/lesions.md has what the recipe reaches."""
     images, labels = digits(1280)
