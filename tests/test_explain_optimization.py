@@ -173,13 +173,13 @@ def test_directions_are_as_long_as_the_filters():
 @pytest.mark.nightly
 def test_a_lesion_costs_a_residual_net_a_fifth_of_what_it_costs_a_plain_one():
     """Of 26 layers, on digits of 8 pixels; docs/lesions.md has what the recipe reaches."""
-    images, labels = digits(1280)
+    images, labels = digits(1664)
     images = np.repeat(images, 3, -1)
 
     def train(model: keras.Model) -> None:
-        rate = keras.optimizers.schedules.CosineDecay(0.003, 6 * 16)
+        rate = keras.optimizers.schedules.CosineDecay(0.003, 8 * 22)
         model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
-        model.fit(images[:1024], labels[:1024], batch_size=64, epochs=6, verbose=0)
+        model.fit(images[:1408], labels[:1408], batch_size=64, epochs=8, verbose=0)
 
     rises, falls = {}, {}
     for residual in (True, False):
@@ -187,13 +187,12 @@ def test_a_lesion_costs_a_residual_net_a_fifth_of_what_it_costs_a_plain_one():
         # Both start from the same weights, and are told apart by their names.
         name = "residual26" if residual else "plain26"
         net = kapps.CifarResNet(depth=26, residual=residual, input_shape=(8, 8, 3), name=name)
-        found = lesions(trained_once(net, train, __file__), images[1024:], labels[1024:])
+        found = lesions(trained_once(net, train, __file__), images[1408:], labels[1408:])
         assert found[0].intact_accuracy > 0.8
         rises[residual] = np.mean([one.loss_rise for one in found])
         falls[residual] = np.mean([one.accuracy_fall for one in found])
-    # 0.05 to 0.12 at three seeds when this was written.
-    assert rises[True] < 0.2 * rises[False]
-    assert falls[True] < 0.2 * falls[False]
+    assert rises[True] < 0.15 * rises[False]
+    assert falls[True] < 0.15 * falls[False]
 
 
 # --- Bad input -----------------------------------------------------------------------------------
