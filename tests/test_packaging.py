@@ -158,9 +158,9 @@ print(kapps.LeNet5().name, *[m for m in sys.modules if "tensorflow" in m.split("
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_import_adds_less_than_a_fortieth_to_that_of_keras(backend, tmp_path):
-    """50 ms where Keras takes two seconds; a share of the same process is one on any machine."""
+@pytest.mark.parametrize(("backend", "share"), [("tensorflow", 1 / 75), ("jax", 1 / 40)])
+def test_import_adds_little_to_that_of_keras(backend, share, tmp_path):
+    """80 ms where Keras takes 6 s with the one and 3.2 s with the other, on a slow machine."""
     pytest.importorskip(backend)
     code = """
 import time
@@ -172,11 +172,13 @@ for name in kapps.__all__:
     getattr(kapps, name)
 print((time.process_time() - middle) / (middle - start))
 """
-    # As pip leaves an installed package; PYTHONDONTWRITEBYTECODE may be set here.
+    # As pip leaves installed packages: else Python compiles Keras anew, beside which all is little.
     python("-m", "compileall", "-q", os.fspath(Path(kapps.__file__).parent))
+    environment = {"KERAS_BACKEND": backend, "PYTHONDONTWRITEBYTECODE": ""}
+    python("-c", "import keras", cwd=tmp_path, **environment)
     best = 1.0
     for _ in range(5):
-        best = min(best, float(python("-c", code, cwd=tmp_path, KERAS_BACKEND=backend)))
-        if best < 1 / 40:
+        best = min(best, float(python("-c", code, cwd=tmp_path, **environment)))
+        if best < share:
             return
     pytest.fail(f"import kapps took {best:.1%} of import keras")
