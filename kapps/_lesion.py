@@ -13,7 +13,7 @@ import keras
 from kapps._anatomy import Anatomy
 from kapps._block_skipping import BuiltModel, any_depth, nodes_in_order
 from kapps._heads import keep_facts
-from kapps._profile import graph_of, no_graph
+from kapps._profile import checked_graph, graph_of
 
 
 def lesion(model: keras.Model, block: str) -> keras.Model:
@@ -75,9 +75,7 @@ def removable_blocks(model: keras.Model) -> tuple[str, ...]:
 
 
 def _anatomy(model: Any, caller: str) -> Anatomy:
-    if not isinstance(model, keras.Model) or graph_of(model) is None:
-        raise no_graph(model, caller)
-    graph = graph_of(model)
+    graph = checked_graph(model, caller)
     return Anatomy(model, nodes_in_order(graph), graph.outputs)
 
 

@@ -341,6 +341,18 @@ def graph_of(model: keras.Model) -> Any:
     return graph if hasattr(graph, "_nodes_by_depth") else None
 
 
+def checked_graph(model: Any, caller: str) -> Any:
+    """See `graph_of`.
+
+    Raises:
+        InputError: it is no model, or has none.
+    """
+    graph = graph_of(model) if isinstance(model, keras.Model) else None
+    if graph is None:
+        raise no_graph(model, caller)
+    return graph
+
+
 def no_graph(model: Any, caller: str) -> InputError:
     """The error for what has no graph to read."""
     return InputError(
@@ -353,8 +365,7 @@ def inputs_of(
     model: keras.Model, input_shape: Sequence[int | None] | None, caller: str = "kapps.profile"
 ) -> list[Value]:
     """The model's inputs, of fixed shape; they do not see anything yet."""
-    if not isinstance(model, keras.Model) or graph_of(model) is None:
-        raise no_graph(model, caller)
+    checked_graph(model, caller)
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     if input_shape is not None:
         if len(shapes) != 1:

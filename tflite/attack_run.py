@@ -200,7 +200,7 @@ def _pgd(model: keras.Model, images: np.ndarray, labels: np.ndarray, attack: Att
     from kapps.explain._attacked import Attacked
     from kapps.explain.attacks import GradientAttack
 
-    attacks = GradientAttack(Attacked(model, "robustness", None), NORM)
+    pgd = GradientAttack(Attacked(model, "robustness"), NORM)
     iterations = attack.iterations
     assert iterations is not None
 
@@ -208,6 +208,6 @@ def _pgd(model: keras.Model, images: np.ndarray, labels: np.ndarray, attack: Att
         step = attack.step_at(eps)
         assert step is not None
         start = attack.seed + restart if attack.random_start else None
-        return attacks(images, labels, eps, step, iterations, start)
+        return pgd(images, labels, eps, step, iterations, start)
 
     return make

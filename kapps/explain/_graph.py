@@ -20,7 +20,7 @@ from kapps import _features
 from kapps._block_skipping import nodes_in_order
 from kapps._errors import InputError, unknown
 from kapps._layers import layer_name
-from kapps._profile import graph_of, no_graph
+from kapps._profile import checked_graph, graph_of, no_graph
 
 _CLASSIFYING = ("softmax", "sigmoid", "log_softmax")
 _CLASSIFYING_OPS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax"}
@@ -314,12 +314,12 @@ class Graph:
 
 
 def _check_model(model: Any, caller: str) -> None:
-    if not isinstance(model, keras.Model) or graph_of(model) is None or not _runs_its_graph(model):
+    graph = checked_graph(model, caller)
+    if not _runs_its_graph(model):
         raise no_graph(model, caller)
-    if len(graph_of(model).inputs) != 1:
+    if len(graph.inputs) != 1:
         raise InputError(
-            f"{caller}: {model.name} has {len(graph_of(model).inputs)} inputs; it takes a model of "
-            "one image"
+            f"{caller}: {model.name} has {len(graph.inputs)} inputs; it takes a model of one image"
         )
     if keras.config.image_data_format() != "channels_last":
         raise InputError(

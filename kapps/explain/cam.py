@@ -239,10 +239,9 @@ def _most_varied(net: Classifier, maps: np.ndarray, channels: int | None) -> np.
 
 def _pooled_map(net: Classifier) -> Tensor:
     """The map whose means are the logits, or what one dense layer makes the logits of."""
-    makers = {tensor: call for call in net.calls for tensor in call.outputs}
     tensor, is_weighed = net.logits, False
-    while tensor in makers:
-        call = makers[tensor]
+    while tensor is not net.image:
+        call = net.maker(tensor)
         if _is_pooling(call):
             return call.input_tensors[0]
         if _is_dense(call, net) and not is_weighed:
