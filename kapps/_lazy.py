@@ -1,4 +1,4 @@
-"""Modules that are loaded as soon as another one is."""
+"""Modules that are loaded as soon as another one is, or once they are needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
+import warnings
 from collections.abc import Sequence
+from typing import Any
+
+from kapps._errors import InputError
 
 
 def load_with(trigger: str, modules: Sequence[str]) -> None:
@@ -26,6 +30,23 @@ def load_with(trigger: str, modules: Sequence[str]) -> None:
 def _load(modules: Sequence[str]) -> None:
     for module in modules:
         importlib.import_module(module)
+
+
+def imported(name: str, caller: str, extra: str) -> Any:
+    """A module of an extra of kapps, which `caller` needs.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it would like to have besides
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"{caller} needs a package that is not installed ({error}): pip install "
+            f"'kapps[{extra}]'"
+        ) from error
 
 
 class _Watch(importlib.abc.MetaPathFinder):

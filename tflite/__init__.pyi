@@ -29,6 +29,7 @@ from .measurement.latency import measure as measure
 from .metadata import Metadata as Metadata
 from .metadata import read_metadata as read_metadata
 from .metadata import weights_sha256 as weights_sha256
+from .onnx_file import OnnxRunner as OnnxRunner
 from .passes import PASSES as PASSES
 from .passes import Pass as Pass
 from .passes import rgb_input as rgb_input

@@ -37,6 +37,7 @@ from kapps.tflite.interpreter import Runner
 from kapps.tflite.large import NotFound, StandIn, filled, is_large, with_ranges, with_stand_ins
 from kapps.tflite.memory import give_back_free_memory
 from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, write_with_metadata
+from kapps.tflite.onnx_file import verify_onnx, write_onnx
 from kapps.tflite.passes import run_passes
 from kapps.tflite.passes.graph import in_float32, rebuild, settle, sharing_weights
 from kapps.tflite.verification import Verification, probabilities, verify_against
@@ -52,6 +53,9 @@ QUANTIZATIONS: tuple[Quantization, ...] = ("float32", "float16", "dynamic", "int
 _CALIBRATED = ("int8", "int16x8")
 
 IO = Literal["uint8", "int8", "int16", "float32"]
+
+Format = Literal["tflite", "onnx"]
+"""onnx: for what is no phone, see `kapps.tflite.onnx_file`; float32 only."""
 
 _IO: dict[str, tuple[IO, ...]] = {
     "int8": ("uint8", "int8", "float32"),
@@ -74,6 +78,7 @@ class Conversion:
     size_bytes: int
     verification: Verification
     float_operations: tuple[str, ...] = ()
+    file_format: Format = "tflite"
 
 
 @in_float32()
@@ -94,8 +99,9 @@ def convert(
     weights: str | os.PathLike[str] | kapps.PublishedWeights | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    file_format: Format = "tflite",
 ) -> Conversion:
-    """Writes `model` as a .tflite file for LiteRT, Android and MediaPipe.
+    """Writes `model` as a .tflite file for LiteRT, Android and MediaPipe; or as an ONNX file.
 
     The file has a static batch of 1 and uses built-in operations only. It takes RGB pixels in
     0..255, whatever its input type, and gives class probabilities; for int8 the input's scale is 1
@@ -134,6 +140,8 @@ def convert(
             takes pixels in 0..255 like any other; so do the model's calibration and check here.
         std: the other half: 255 for a model trained on `pixels / 255`; for one trained on
             `pixels / 127.5 - 1` mean and std are 127.5.
+        file_format: "tflite", or "onnx": float32 for ONNX Runtime, under the same check; such a
+            file takes any number of images at once, and writing it needs the extra `onnx`.
 
     Warns:
         UserWarning: the file agrees with the model, and that says little: few images, or noise;
@@ -143,7 +151,7 @@ def convert(
         InputError: an argument does not fit, or the model needs an operation that is not built in.
         ConversionError: the file does not do what the model does; it has the figures.
     """
-    io = check_quantization(quantization, io)
+    io = check_quantization(quantization, io, file_format)
     if keras.config.backend() != "tensorflow":
         raise InputError(
             f"conversion runs on TensorFlow, and Keras on {keras.config.backend()}: save the "
@@ -159,6 +167,11 @@ def convert(
         raise InputError(
             "mean and std belong to the Keras 3 model: a tuned one normalizes its images as the "
             "model that it was made of"
+        )
+    elif file_format == "onnx":
+        raise InputError(
+            f"model {model.name!r} is tuned for int8, and ONNX files are float32: restore its "
+            "weights into the Keras 3 model, restore(tuned, model), and convert that"
         )
     shape, classes = model.input_shape[1:], model.output_shape[-1]
     labels = check_labels([str(i) for i in range(classes)] if labels is None else labels, classes)
@@ -198,31 +211,43 @@ def convert(
         weights_name=source,
     )
     with atomic_write(path) as temporary:  # first of all: it finds out whether that can be written
-        content: Content = (
-            _convert_tuned(model, quantization, io)
-            if tuned
-            else _convert(model, quantization, io, calibration)
-        )
         floats: tuple[str, ...] = ()
-        if quantization in _CALIBRATED:
-            graph = file_facts.read_graph(content)
-            _check_steps(graph, model, quantization)
-            floats = tuple(_where(op, graph, model) for op in file_facts.float_operations(graph))
-        if not tuned and is_large(model):
-            gc.collect()  # of graphs
-            give_back_free_memory()
-        with open(temporary, "wb+") as file:
-            write_with_metadata(file, content, metadata)
-        del content  # of hundreds of MiB
-        figures = verify_against(expected, model, temporary, verification, quantization, str(path))
-        if quantization == "int8" and io != "float32":
-            scale, zero_point = Runner(temporary, delegate=False).input_quantization
-            if (scale, zero_point) != (1.0, -128 if io == "int8" else 0):
-                raise RuntimeError(
-                    f"input quantized with {scale=}, {zero_point=}, not as raw bytes"
+        if file_format == "onnx":
+            write_onnx(model, temporary, metadata)
+            figures = verify_onnx(expected, model, temporary, verification, str(path))
+        else:
+            content: Content = (
+                _convert_tuned(model, quantization, io)
+                if tuned
+                else _convert(model, quantization, io, calibration)
+            )
+            if quantization in _CALIBRATED:
+                graph = file_facts.read_graph(content)
+                _check_steps(graph, model, quantization)
+                floats = tuple(
+                    _where(op, graph, model) for op in file_facts.float_operations(graph)
                 )
+            if not tuned and is_large(model):
+                gc.collect()  # of graphs
+                give_back_free_memory()
+            with open(temporary, "wb+") as file:
+                write_with_metadata(file, content, metadata)
+            del content  # of hundreds of MiB
+            figures = verify_against(
+                expected, model, temporary, verification, quantization, str(path)
+            )
+            _check_input(temporary, quantization, io)
     path = Path(path)
-    return Conversion(path, quantization, io, path.stat().st_size, figures, floats)
+    return Conversion(path, quantization, io, path.stat().st_size, figures, floats, file_format)
+
+
+def _check_input(path: Path, quantization: Quantization, io: IO) -> None:
+    """Whether an int8 file takes the bytes of an image as they are."""
+    if quantization != "int8" or io == "float32":
+        return
+    scale, zero_point = Runner(path, delegate=False).input_quantization
+    if (scale, zero_point) != (1.0, -128 if io == "int8" else 0):
+        raise RuntimeError(f"input quantized with {scale=}, {zero_point=}, not as raw bytes")
 
 
 def _is_tuned(model: Any) -> bool:
@@ -250,7 +275,9 @@ def _convert_tuned(model: Any, quantization: Quantization, io: IO) -> bytes:
     return bytes(tflite_bytes(model, io=io))
 
 
-def check_quantization(quantization: Quantization, io: IO | None) -> IO:
+def check_quantization(
+    quantization: Quantization, io: IO | None, file_format: Format = "tflite"
+) -> IO:
     """The type of input and output, if there is such a quantization and it can have that type.
 
     Raises:
@@ -258,6 +285,10 @@ def check_quantization(quantization: Quantization, io: IO | None) -> IO:
     """
     if quantization not in get_args(Quantization):
         raise unknown("quantization", quantization, get_args(Quantization))
+    if file_format not in get_args(Format):
+        raise unknown("format", file_format, get_args(Format))
+    if file_format == "onnx" and quantization != "float32":
+        raise InputError(f"ONNX files are float32, not {quantization}; leave --quantization out")
     known = _IO.get(quantization, ("float32",))
     if io is None:
         return known[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kapps._errors import InputError, printable
-from kapps.tflite.conversion import IO, Conversion, Quantization, convert
+from kapps.tflite.conversion import IO, Conversion, Format, Quantization, convert
 from kapps.tflite.source import Model, load_images
 
 
@@ -81,6 +81,7 @@ def convert_each(
     *,
     io: IO | None = None,
     about: About | None = None,
+    file_format: Format = "tflite",
 ) -> Iterator[Conversion]:
     """Writes a file for each quantization, one after the other.
 
@@ -91,6 +92,7 @@ def convert_each(
         images: from `read_images`.
         io: see `convert`.
         about: for the metadata.
+        file_format: see `convert`.
 
     Raises:
         InputError, ConversionError: as `convert`.
@@ -111,18 +113,23 @@ def convert_each(
             author=about.author,
             licence=about.licence,
             weights=source.weights,
+            file_format=file_format,
         )
 
 
 def summary(conversion: Conversion) -> str:
     """What came of it, in a line, or two if the file computes in float."""
     line = (
-        f"{printable(conversion.path)}: {conversion.quantization}, {conversion.io} input, "
+        f"{printable(conversion.path)}: {_kind(conversion)}, {conversion.io} input, "
         f"{conversion.size_bytes / 2**20:.2f} MiB; {conversion.verification}"
     )
     if not conversion.float_operations:
         return line
     return f"{line}\n  in float: {', '.join(conversion.float_operations)}"
+
+
+def _kind(conversion: Conversion) -> str:
+    return conversion.quantization if conversion.file_format == "tflite" else "ONNX"
 
 
 def _file(output: Path, quantization: str, count: int) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from kapps.explain.adapters import imported
+from kapps._lazy import imported
 from kapps.tflite.accuracy import Scores
 from kapps.tflite.robustness import Attack
 
@@ -29,7 +29,7 @@ def square(
         InputError: the toolbox is not installed.
     """
     attacks, classifiers = (
-        imported(f"art.{part}", "Square")
+        imported(f"art.{part}", "Square", "attack")
         for part in ("attacks.evasion", "estimators.classification")
     )
 

@@ -158,6 +158,31 @@ def verify_against(
     runner = Runner(path, delegate=Path(path).stat().st_size <= _MOST_TWICE)
     figures = compare(expected, runner.predict(images), step=runner.output_quantization[0])
     del runner  # with its copy of the weights
+    judge(figures, expected, model, images, quantization, str(where or path), path)
+    return figures
+
+
+def judge(
+    figures: Verification,
+    expected: np.ndarray,
+    model: keras.Model,
+    images: np.ndarray,
+    quantization: str,
+    where: str,
+    path: str | os.PathLike[str] | None = None,
+) -> None:
+    """Whether a file with these figures passes.
+
+    Args:
+        figures: of the file.
+        expected: the model's `probabilities`.
+        model, images, quantization: as in `verify`.
+        where: what to call the file in the error.
+        path: of a .tflite file: the error then says where file and model part.
+
+    Raises:
+        ConversionError: it does not.
+    """
     limit = LIMITS[quantization]
     within = figures.regret <= limit.regret and figures.drift <= limit.drift
     if not within and quantization == "float32" and isinstance(model, keras.Model):
@@ -173,17 +198,16 @@ def verify_against(
 
             remedy = "Train it for more steps, or at a smaller learning rate."
             same = restored(model)
-        if same is not None:
+        if same is not None and path is not None:
             with contextlib.suppress(InputError, RuntimeError):  # the verdict stands without it
                 comparison = compare_layers(same, path, images[:_COMPARED])
         raise ConversionError(
-            f"{where or path}: the {quantization} file does not do what the model does: {figures} "
+            f"{where}: the {quantization} file does not do what the model does: {figures} "
             f"(at most {limit.regret:g} and {limit.drift:g}). "
             f"{comparison.verdict() + ' ' if comparison else ''}{remedy}",
             figures,
             comparison,
         )
-    return figures
 
 
 def _rounding(model: keras.Model, images: np.ndarray, expected: np.ndarray) -> Verification:

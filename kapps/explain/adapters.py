@@ -7,9 +7,7 @@ own range, on every backend.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-import warnings
 import weakref
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from kapps._errors import InputError
+from kapps._lazy import imported
 from kapps.explain._attacked import Attacked
 
 
@@ -38,7 +37,7 @@ def foolbox_model(model: keras.Model, bounds: tuple[float, float] | None = None)
         InputError: the model is no classifier, its range is not known, or foolbox is not installed.
     """
     net = Attacked(model, "foolbox_model", bounds)
-    foolbox = imported("foolbox", net.caller)
+    foolbox = imported("foolbox", net.caller, "attack")
     given = (net.low, net.high)
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -66,7 +65,7 @@ def art_classifier(model: keras.Model, bounds: tuple[float, float] | None = None
             installed.
     """
     net = Attacked(model, "art_classifier", bounds)
-    art = imported("art.estimators.classification", net.caller)
+    art = imported("art.estimators.classification", net.caller, "attack")
     shape = net.image.shape[1:]
     if None in shape:
         raise InputError(
@@ -115,8 +114,8 @@ def art_blackbox(path: str | os.PathLike[str]) -> Any:
         InputError: no such file, not an image classifier, or what runs it, or ART, is not
             installed. An attack raises it where the file kills its process.
     """
-    art = imported("art.estimators.classification", "art_blackbox")
-    accuracy = imported("kapps.tflite.accuracy", "art_blackbox")
+    art = imported("art.estimators.classification", "art_blackbox", "attack")
+    accuracy = imported("kapps.tflite.accuracy", "art_blackbox", "tflite")
     described = accuracy.describe(path)
     stack = contextlib.ExitStack()
     scores = stack.enter_context(accuracy.opened(path))
@@ -129,24 +128,6 @@ def art_blackbox(path: str | os.PathLike[str]) -> Any:
     )
     weakref.finalize(classifier, stack.close)
     return classifier
-
-
-def imported(name: str, caller: str) -> Any:
-    """A module of an extra.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    extra = "tflite" if name.startswith("kapps") else "attack"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it would like to have besides
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"{caller} needs a package that is not installed ({error}): pip install "
-            f"'kapps[{extra}]'"
-        ) from error
 
 
 def _torch_device() -> Any:

@@ -1,9 +1,10 @@
-"""Converts a network to verified .tflite files with labels and metadata.
+"""Converts a network to verified .tflite files with labels and metadata, or to an ONNX file.
 
 Examples:
 
   kapps-convert --workdir=/tmp/run --output=net.tflite --quantization=float32,float16,int8
   kapps-convert --model=MobileNetV3Small --weights=imagenet --calibration=folder:PATH --output=FILE
+  kapps-convert --workdir=/tmp/run --output=net.onnx --format=onnx
   kapps-convert --keras=FILE --labels=FILE --calibration=folder:PATH --output=FILE
 """
 
@@ -27,6 +28,9 @@ _OUTPUT = flags.DEFINE_string(
 )
 _QUANTIZATION = flags.DEFINE_list(
     "quantization", "float32", "float32, float16, dynamic, int8 or int16x8; several with commas"
+)
+_FORMAT = flags.DEFINE_enum(
+    "format", "tflite", ["tflite", "onnx"], "onnx: float32, for ONNX Runtime (extra onnx)"
 )
 _IO = flags.DEFINE_string(
     "io",
@@ -55,14 +59,20 @@ def main(argv: list[str]) -> int | None:
     from kapps.tools.progress import progress_bar
 
     for quantization in quantizations:  # before the images are read
-        check_quantization(quantization, _IO.value)
+        check_quantization(quantization, _IO.value, _FORMAT.value)
     source = _MODEL.load(_LABELS.value)
     images = conversion_run.read_images(
         source, _IMAGES.value, lambda line: print(line, file=sys.stderr, flush=True)
     )
     with progress_bar(len(quantizations), "file", "converting") as bar:
         for conversion in conversion_run.convert_each(
-            source, Path(output), quantizations, images, io=_IO.value, about=_ABOUT.value
+            source,
+            Path(output),
+            quantizations,
+            images,
+            io=_IO.value,
+            about=_ABOUT.value,
+            file_format=_FORMAT.value,
         ):
             bar.write(conversion_run.summary(conversion), file=sys.stdout)
             bar.update()
