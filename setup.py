@@ -17,6 +17,7 @@ setup(
         "kapps.tflite.passes",
         "kapps.tflite.programs",
         "kapps.tflite.report",
+        "kapps.tflite.shipping",
         "kapps.tflite.tuning",
     ],
     package_dir={"kapps": "kapps", "kapps.tools": "tools", "kapps.tflite": "tflite"},
@@ -24,5 +25,6 @@ setup(
         "kapps": ["__init__.pyi", "py.typed", "weights_index.csv"],
         "kapps.explain": ["__init__.pyi"],
         "kapps.tflite": ["__init__.pyi"],
+        "kapps.tflite.shipping": ["android-project/**/*"],
     },
 )

@@ -81,7 +81,12 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
         for path in (ROOT / folder).glob("*.py")
     }
     assert {"kapps/__init__.py", "kapps/tools/__init__.py", "kapps/tflite/__init__.py"} <= expected
-    data = {"kapps/py.typed", "kapps/weights_index.csv"}
+    templates = ROOT / "tflite/shipping/android-project"
+    data = {"kapps/py.typed", "kapps/weights_index.csv"} | {
+        f"kapps/{path.relative_to(ROOT).as_posix()}"
+        for path in templates.rglob("*")
+        if path.is_file()
+    }
     stubs = {f"{package}/__init__.pyi" for package in ("kapps", "kapps/explain", "kapps/tflite")}
     assert modules(wheel) == expected | data | stubs
     assert "Apache License" in dist_info(wheel, "licenses/LICENSE")
@@ -103,7 +108,7 @@ def test_metadata(wheel):
     required = metadata.get_all("Requires-Dist")
     bare = {re.split(r"[<>=!~ ]", r)[0] for r in required if "extra ==" not in r}
     assert bare == {"keras", "lazy_loader", "numpy"}
-    extras = {"weights", "train", "tflite", "attack", "all", "mediapipe", "dev"}
+    extras = {"weights", "train", "tflite", "attack", "onnx", "all", "mediapipe", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 
@@ -120,6 +125,7 @@ PROGRAMS = {
             "explain",
             "inspect",
             "report",
+            "ship",
             "tune",
         )
     },

@@ -61,7 +61,7 @@ def benchmark(
     rule = STOP_RULES[stop_rule]
     shape = child.check_input_shape(input_shape)
     settings = Settings(threads, accelerator, rule, launches, time_limit, progress, shape)
-    kind, _, address = device.partition(":")
+    kind, address = parse_device(device)
     if rule.seconds * len(paths) > time_limit:
         raise InputError(
             f"{len(paths)} files of {rule.seconds:g} s each take over {time_limit:g} s: raise "
@@ -82,12 +82,22 @@ def benchmark(
             progress=progress,
         )
     latency.existing(paths)  # before a device is set to work
-    if device == "adb" or (kind == "adb" and address):
+    if kind == "adb":
         from kapps.tflite.measurement import adb
 
         return adb.measure(paths, settings, serial=address or None, binary=binary)
-    if kind == "ssh" and address:
-        return _over_ssh(paths, settings, address, binary)
+    return _over_ssh(paths, settings, address, binary)
+
+
+def parse_device(device: str) -> tuple[str, str]:
+    """What kind of device it is, host, adb or ssh, and its address, "" for the only one.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    kind, _, address = device.partition(":")
+    if device in ("host", "adb") or (kind in ("adb", "ssh") and address):
+        return kind, address
     raise InputError(f"unknown device {device!r}: expected host, adb, adb:SERIAL or ssh:HOST")
 
 
