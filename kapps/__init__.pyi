@@ -75,6 +75,12 @@ from .mobilenet_v3 import MobileNetV3Large_075 as MobileNetV3Large_075
 from .mobilenet_v3 import MobileNetV3Small as MobileNetV3Small
 from .mobilenet_v3 import MobileNetV3Small_050 as MobileNetV3Small_050
 from .mobilenet_v3 import MobileNetV3Small_075 as MobileNetV3Small_075
+from .mobilenet_v4 import MobileNetV4ConvLarge as MobileNetV4ConvLarge
+from .mobilenet_v4 import MobileNetV4ConvMedium as MobileNetV4ConvMedium
+from .mobilenet_v4 import MobileNetV4ConvSmall as MobileNetV4ConvSmall
+from .mobilenet_v4 import MobileNetV4ConvSmall_050 as MobileNetV4ConvSmall_050
+from .mobilenet_v4 import MobileNetV4HybridLarge as MobileNetV4HybridLarge
+from .mobilenet_v4 import MobileNetV4HybridMedium as MobileNetV4HybridMedium
 from .nin import NiN as NiN
 from .pyramidnet import PyramidNet as PyramidNet
 from .pyramidnet import PyramidNet200 as PyramidNet200

@@ -14,7 +14,7 @@ import keras
 from keras import KerasTensor, layers
 
 from kapps._errors import InputError
-from kapps.custom_layers import AdaptiveAveragePooling2D, MirrorPadding2D
+from kapps.custom_layers import AdaptiveAveragePooling2D, LayerScale, MirrorPadding2D
 
 Padding = Literal["symmetric", "same", "valid"]
 """symmetric: as PyTorch pads, (k - 1) // 2 on every side. same: as TensorFlow pads, uneven at
@@ -126,6 +126,11 @@ def bn(x: KerasTensor, path: str, *, epsilon: float = 1e-5, momentum: float = 0.
     """Batch normalization; `momentum` is the share that the old statistics keep (PyTorch: 0.1)."""
     layer = layers.BatchNormalization(epsilon=epsilon, momentum=momentum, name=layer_name(path))
     return _published(layer, path)(x)
+
+
+def layer_scale(x: KerasTensor, path: str) -> KerasTensor:
+    """A trained factor for each channel, which starts at 1e-5."""
+    return _published(LayerScale(name=layer_name(path)), path)(x)
 
 
 def dense(x: KerasTensor, units: int, path: str, activation: str | None = None) -> KerasTensor:

@@ -1,4 +1,4 @@
-"""The mobile inverted bottleneck, which MobileNet V2 and V3 and the EfficientNets are made of."""
+"""The mobile inverted bottleneck, which MobileNets from V2 on and the EfficientNets are made of."""
 
 from __future__ import annotations
 
@@ -53,6 +53,34 @@ class MBConv:
         if stride == 1 and filters == shortcut.shape[-1]:
             x = net.add(x, shortcut, path)
         return x
+
+
+def fused_mbconv(
+    x: KerasTensor,
+    net: Net,
+    path: str,
+    *,
+    stride: int,
+    expanded: int,
+    filters: int,
+    activation: str,
+    padding: _layers.Padding = "symmetric",
+    bn: Callable[[KerasTensor, str], KerasTensor] = _layers.bn,
+) -> KerasTensor:
+    """3x3, BN, act, 1x1, BN [, + input]; without expansion 3x3, BN, act [, + input].
+
+    Tan and Le 2021, "EfficientNetV2", figure 2.
+    """
+    shortcut = x
+    single = expanded == x.shape[-1]
+    name, channels = ("conv", filters) if single else ("conv_exp", expanded)
+    x = _layers.conv(x, channels, 3, f"{path}.{name}", stride=stride, padding=padding)
+    x = _layers.act(bn(x, f"{path}.bn1"), activation, f"{path}.act1")
+    if not single:
+        x = bn(_layers.conv(x, filters, 1, f"{path}.conv_pwl"), f"{path}.bn2")
+    if stride == 1 and filters == shortcut.shape[-1]:
+        x = net.add(x, shortcut, path)
+    return x
 
 
 def check_alpha(builder: str, alpha: float) -> float:

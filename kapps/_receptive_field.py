@@ -23,6 +23,7 @@ _MIXING = (
     layers.Attention,
     layers.AdditiveAttention,
     layers.Dot,
+    custom_layers.MultiQueryAttention,
 )
 _ALONG_AXIS = (
     layers.LayerNormalization,

@@ -127,6 +127,74 @@ class ChannelPad(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kapps")
+class LayerScale(_SameShape):
+    """Each channel times a trained factor, which starts at `start`.
+
+    Touvron et al. 2021, "Going deeper with Image Transformers", section 2.
+    """
+
+    def __init__(self, start: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.start = start
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        start = keras.initializers.Constant(self.start)
+        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer=start, name="gamma")
+        self.checkpoint_variables = {"gamma": self.gamma}
+
+    def call(self, x: Any) -> Any:
+        return x * self.gamma
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "start": self.start}
+
+
+@keras.saving.register_keras_serializable("kapps")
+class MultiQueryAttention(layers.Layer):
+    """Of each position and head the mean of all values, weighted by how well their keys fit.
+
+    Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need": the heads differ in
+    their queries only. Takes three maps, the projections of one or more others: queries (batch,
+    height, width, heads * channels), head by head; keys (batch, height', width', channels); and
+    values, of the same height and width as the keys. Gives (batch, height, width, heads * channels
+    of the values). The weights are softmax(query . key / sqrt(channels)).
+
+    There is no transpose of a map in it, and no tensor of more than 4 dimensions.
+    """
+
+    def __init__(self, heads: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.heads = heads
+
+    def call(self, maps: Any) -> Any:
+        queries, keys, values = maps
+        # The products of float16 numbers, and the sums of a softmax, may be beyond float16.
+        dtype = _at_least_float32(self.compute_dtype)
+        _, height, width, _ = ops.shape(queries)
+        _, rows, columns, channels = ops.shape(keys)
+        depth = values.shape[-1]
+        queries = ops.cast(queries, dtype) * channels**-0.5
+        queries = ops.reshape(queries, (-1, height * width * self.heads, channels))
+        keys = ops.reshape(ops.cast(keys, dtype), (-1, rows * columns, channels))
+        values = ops.reshape(values, (-1, rows * columns, depth))
+        fit = ops.softmax(ops.matmul(queries, ops.transpose(keys, (0, 2, 1))))
+        means = ops.matmul(ops.cast(fit, self.compute_dtype), values)
+        return ops.reshape(means, (-1, height, width, self.heads * depth))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        queries, _, values = input_shape
+        return (*queries[:-1], self.heads * values[-1])
+
+    def compute_macs(self, input_shape: Any) -> int:
+        """Of queries with keys, and of weights with values."""
+        (*_, height, width, _), (*_, rows, columns, channels), (*_, depth) = input_shape
+        return height * width * self.heads * rows * columns * (channels + depth)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "heads": self.heads}
+
+
+@keras.saving.register_keras_serializable("kapps")
 class MirrorPadding2D(layers.Layer):
     """`width` rows and columns on every side that mirror those inside of the edge's own."""
 

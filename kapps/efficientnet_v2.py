@@ -16,7 +16,7 @@ from keras import KerasTensor
 
 from kapps import _layers
 from kapps._layers import act, conv
-from kapps._mbconv import MBConv
+from kapps._mbconv import MBConv, fused_mbconv
 from kapps._model import HALF, model
 from kapps._network import Architecture, Net
 from kapps.efficientnet import check_scaling, norm
@@ -70,31 +70,7 @@ _XL: Sequence[_Stage] = (
 )
 
 _mbconv = MBConv("same", norm, functools.partial(_layers.se, activation="silu"))
-
-
-def _fused_mbconv(
-    x: KerasTensor,
-    net: Net,
-    path: str,
-    *,
-    stride: int,
-    expanded: int,
-    filters: int,
-) -> KerasTensor:
-    """3x3, BN, act, 1x1, BN [, + input]; without expansion 3x3, BN, act [, + input].
-
-    Figure 2 of the paper.
-    """
-    shortcut = x
-    single = expanded == x.shape[-1]
-    name, channels = ("conv", filters) if single else ("conv_exp", expanded)
-    x = conv(x, channels, 3, f"{path}.{name}", stride=stride, padding="same")
-    x = act(norm(x, f"{path}.bn1"), "silu", f"{path}.act1")
-    if not single:
-        x = norm(conv(x, filters, 1, f"{path}.conv_pwl"), f"{path}.bn2")
-    if stride == 1 and filters == shortcut.shape[-1]:
-        x = net.add(x, shortcut, path)
-    return x
+_fused_mbconv = functools.partial(fused_mbconv, padding="same", bn=norm, activation="silu")
 
 
 def efficientnet_v2(stages: Sequence[_Stage], stem: int, head: int = 1280) -> Architecture:

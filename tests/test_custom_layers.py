@@ -24,8 +24,10 @@ KEYS = {
         "ChannelSlice",
         "DropBlock2D",
         "ImageNormalization",
+        "LayerScale",
         "LocalResponseNormalization",
         "MirrorPadding2D",
+        "MultiQueryAttention",
         "StochasticDepth",
         "Subsampling",
         "scaled_tanh",
@@ -52,13 +54,25 @@ def test_files_of_kapps_0_1_name_modules_that_have_moved():
     assert isinstance(layer, custom_layers.ChannelShuffle) and layer.groups == 2
 
 
+class SelfAttention(custom_layers.MultiQueryAttention):
+    """Queries, keys and values of one map, whose products are beyond float16."""
+
+    def call(self, x):
+        return super().call([x, x, x])
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
 LAYERS = {
+    "attention": (lambda **k: SelfAttention(1, **k), (2, 3, 8)),
     "normalization": (lambda **k: custom_layers.ImageNormalization(0.48, 0.004, **k), (8, 8, 3)),
     "response": (lambda **k: custom_layers.LocalResponseNormalization(**k), (2, 2, 8)),
     "shuffle": (lambda **k: custom_layers.ChannelShuffle(2, **k), (2, 2, 8)),
     "slice": (lambda **k: custom_layers.ChannelSlice(1, 3, **k), (2, 2, 8)),
     "gather": (lambda **k: custom_layers.ChannelGather((3, 3, 1), **k), (2, 2, 8)),
     "pad": (lambda **k: custom_layers.ChannelPad(9, **k), (2, 2, 8)),
+    "scale": (lambda **k: custom_layers.LayerScale(0.3, **k), (2, 2, 8)),
     "mirror": (lambda **k: custom_layers.MirrorPadding2D(1, **k), (4, 4, 2)),
     "adaptive": (lambda **k: custom_layers.AdaptiveAveragePooling2D((3, 2), **k), (7, 7, 2)),
     "subsampling": (lambda **k: custom_layers.Subsampling(**k), (4, 4, 2)),

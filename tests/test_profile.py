@@ -18,6 +18,7 @@ from programs import run_here
 
 import kapps
 from kapps._profile import profile
+from kapps.custom_layers import MultiQueryAttention
 
 SUMMARY = "tools.summary"
 
@@ -167,6 +168,17 @@ def test_receptive_fields_of_the_literature(name, field, stride):
     result = profile(model, input_shape=(299, 299, 3))
     assert result.receptive_field == (field, field)
     assert result.layers[-1].stride == (stride, stride)
+
+
+def test_attention_sees_all_of_the_map():
+    """16 positions, each of 2 heads, with 4 keys of 3 channels, and their values of 5."""
+    image = keras.Input((8, 8, 3))
+    queries = layers.Conv2D(6, 2, strides=2, name="queries")(image)
+    keys, values = (layers.Conv2D(n, 4, strides=4)(image) for n in (3, 5))
+    attention = MultiQueryAttention(2, name="attention")([queries, keys, values])
+    *_, last = profile(keras.Model(image, attention)).layers
+    assert last.output_shape == (4, 4, 10) and last.macs == 16 * 2 * 4 * (3 + 5)
+    assert last.receptive_field == (8, 8) and last.stride == (2, 2)
 
 
 def test_receptive_fields_by_hand():

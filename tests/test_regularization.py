@@ -96,6 +96,14 @@ _TIMM = {
         blocks_1_1 0.025  blocks_2_1 0.05    blocks_2_2 0.0625  blocks_3_1 0.0875
         blocks_3_2 0.1    blocks_3_3 0.1125  blocks_4_1 0.1375  blocks_5_1 0.1625
         blocks_5_2 0.175""",
+    "MobileNetV4HybridMedium": """
+        blocks_1_1 0.0125    blocks_2_1 0.025     blocks_2_2 0.03125   blocks_2_3 0.0375
+        blocks_2_4 0.04375   blocks_2_5 0.05      blocks_2_6 0.05625   blocks_2_7 0.0625
+        blocks_2_8 0.06875   blocks_2_9 0.075     blocks_2_10 0.08125  blocks_2_11 0.0875
+        blocks_3_1 0.1       blocks_3_2 0.10625   blocks_3_3 0.1125    blocks_3_4 0.11875
+        blocks_3_5 0.125     blocks_3_6 0.13125   blocks_3_7 0.1375    blocks_3_8 0.14375
+        blocks_3_9 0.15      blocks_3_10 0.15625  blocks_3_11 0.1625   blocks_3_12 0.16875
+        blocks_3_13 0.175    blocks_3_14 0.18125  blocks_3_15 0.1875""",
 }
 
 
