@@ -136,7 +136,7 @@ def test_the_table_of_files(results, tmp_path):
     rows = _rows((tmp_path / "report.md").read_text(), "Files")[2:]
     assert rows[0] == [
         *("NetA_float32.tflite", "NetA", "float32", "98.12", "200", "A"),
-        *("12.3", "18.5", NONE, "1,000", NONE),
+        *("12.3", "18.5", NONE, "1,000", NONE, NONE),
     ]
     assert [row[0] for row in rows] == [
         *("NetA_float32.tflite", "NetA_float32.tflite", "NetA_int8.tflite"),

@@ -17,10 +17,13 @@ from pathlib import Path
 
 import adb_daemon
 import pytest
+import tool_texts
 from hostile_names import HOSTILE
+from tflite_crafted import crafted_file
+from tool_texts import NEWER_END
 
 from kapps import InputError
-from kapps.tflite.measurement import adb, benchmark_tool
+from kapps.tflite.measurement import adb, benchmark_tool, tool_output
 from kapps.tflite.measurement.benchmark import benchmark
 from kapps.tflite.measurement.benchmark_tool import Settings
 from kapps.tflite.measurement.latency import StopRule
@@ -34,6 +37,7 @@ for argument; do
   case "$argument" in
     --graph=*) graph=${argument#*=} ;;
     --result_file_path=*) result=${argument#*=} ;;
+    --model_runtime_info_output_file=*) info=${argument#*=} ;;
   esac
 done
 log=$(dirname "$0")/../log
@@ -253,7 +257,8 @@ def test_measures_from_result_files(phone, files, tool, tmp_path):
     graphs = [line.split()[0].rpartition("/")[2] for line in launches]
     assert graphs == ["0.tflite", "1.tflite"] * 3
     assert "--num_threads=1 --num_runs=22 --min_secs=2 " in launches[0]
-    assert "use_" not in launches[0]
+    assert launches[0].endswith(" --use_xnnpack=true")
+    assert result.placement is None  # which nobody told
     assert (temporary / "log.models").read_text() == "<model 0><model 1>" * 3
     assert (phone.folder / "masks").read_text() == "f0\n" * 6
     assert (phone.folder / "fixed").read_text().splitlines() == [
@@ -296,30 +301,72 @@ def test_the_launches_spread(phone, files, tool):
     assert (result.p50_ms, result.launch_p50_ms) == (2.0, (1.0, 2.0, 3.5))
 
 
+def _prints(stdout="", stderr="", runtime_info=b""):
+    """A script that does what a benchmark_model does that prints this and writes that file."""
+    octal = "".join(f"\\{byte:03o}" for byte in runtime_info)
+    wrote = f"printf '{octal}' > \"$info\"\n" if runtime_info else ""
+    return f"{wrote}cat <<'.'\n{stdout}\n.\ncat >&2 <<'.'\n{stderr}\n.\n"
+
+
 def test_an_accelerator(phone, files, tool):
-    applied = "echo 'INFO: Explicitly applied GPU delegate, and the model graph will be {}.'\n"
-    whole = applied.format("completely executed by the delegate")
-    (result,) = _measure(files[:1], tool(whole + TEXT), accelerator="gpu", launches=1)
+    whole = tool_texts.applied("GPU", None) + tool_texts.COUNTS + tool_texts.CLASSIC_END
+    (result,) = _measure(files[:1], tool(_prints(whole)), accelerator="gpu", launches=1)
     assert (result.accelerator, result.delegate_pieces) == ("gpu", 1)
+    assert result.placement.complete
+    assert result.notes["tool"] == tool_output.CLASSIC
     assert "--use_gpu=true" in (phone.folder / "data/local/tmp/log").read_text()
-    parts = applied.format("partially executed by the delegate w/ 3 delegate kernels")
-    (result,) = _measure(files[:1], tool(parts + TEXT), accelerator="gpu", launches=1)
-    assert result.delegate_pieces == 3
+    parts = tool_texts.applied("GPU", 1) + tool_texts.COUNTS + tool_texts.CLASSIC_END
+    told = tool_texts.refused(["PACK: Operation is not supported."], 3, 62)
+    told += tool_texts.replacing(3, 65, "TfLiteGpuDelegateV2", 3)
+    (result,) = _measure(files[:1], tool(_prints(parts, told)), accelerator="gpu", launches=1)
+    assert (result.placement.share, result.delegate_pieces) == ("3 of 65", 1)
+    assert str(result.placement.outside[0]) == "PACK (Operation is not supported)"
+
+
+def test_the_newer_tool(phone, files, tool, tmp_path):
+    """What it says goes to stderr, and which operations fell off into a file."""
+    told = tool_texts.replacing(3, 4, "LITERT_CL", 2) + tool_texts.NEWER_END
+    info = [("CONV_2D", "LITERT_CL")] * 3 + [("TOPK_V2", "")]
+    script = _prints(tool_texts.COUNTS, told, tool_texts.runtime_info(info))
+    (result,) = _measure(files[:1], tool(script), accelerator="gpu", launches=2)
+    assert (result.placement.share, result.delegate_pieces) == ("3 of 4", 1)
+    assert result.placement.outside[0].operation == "TOPK_V2"
+    assert (result.p50_ms, result.initialization_ms) == (7.43, 23.74)
+    assert result.notes["tool"] == tool_output.NEWER
+    _assert_clean(phone, tmp_path)
+
+
+def test_the_newer_tool_has_no_nnapi(phone, files, tool, tmp_path):
+    script = _prints(tool_texts.unconsumed("--use_nnapi=true") + tool_texts.COUNTS, NEWER_END)
+    message = "NNAPI is deprecated since Android 15, and LiteRT's benchmark_model has no flag for"
+    _assert_fails(files, tool(script), message, phone, tmp_path, accelerator="nnapi")
+
+
+def test_the_newer_tool_gives_no_size(phone, tool, tmp_path):
+    path = tmp_path / "any.tflite"
+    path.write_bytes(crafted_file([1, 12], any_size=True))
+    flags = tool_texts.unconsumed("--input_layer=x", "--input_layer_shape=1,4,4,3")
+    script = _prints(flags + tool_texts.COUNTS, NEWER_END)
+    message = "gives its input no size .*: convert with a fixed size, or take TensorFlow Lite's"
+    _assert_fails([path], tool(script), message, phone, tmp_path, input_shape=(1, 4, 4, 3))
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "why"),
     [
-        "WARN: Unconsumed cmdline flags: --use_gpu=true",
-        "INFO: Though GPU delegate is explicitly applied, the model graph will not be executed "
-        "by the delegate.",
-        "INFO: Explicitly applied XNNPACK delegate, and the model graph will be completely "
-        "executed by the delegate.",
+        (tool_texts.unconsumed("--use_gpu=true"), "this build .* has no --use_gpu"),
+        (tool_texts.applied("GPU", 0), "is not made for it"),
+        (tool_texts.applied("XNNPACK", None), "does not say that anything did"),
+        (tool_texts.replacing(5, 5, "TfLiteXNNPackDelegate", 1), "does not say that anything did"),
+        (
+            tool_texts.refused(["ADD: Too many."], 0, 65) + tool_texts.applied("GPU", 0),
+            r"ADD \(Too many\)",
+        ),
     ],
 )
-def test_a_time_of_the_cpu_is_not_taken_for_the_gpus(said, phone, files, tool):
-    with pytest.raises(InputError, match="nothing of it ran on the accelerator gpu"):
-        _measure(files, tool(f"echo '{said}'\n{TEXT}"), accelerator="gpu")
+def test_a_time_of_the_cpu_is_not_taken_for_the_gpus(said, why, phone, files, tool):
+    with pytest.raises(InputError, match=f"nothing of it ran on the accelerator gpu: .*{why}"):
+        _measure(files[:1], tool(_prints(said + tool_texts.COUNTS)), accelerator="gpu")
 
 
 def test_a_phone_that_cannot_be_pinned_nor_fixed(phone, files, tool):

@@ -306,6 +306,8 @@ def test_a_board_with_litert(board, python, ssh, nets):
         assert all(sample > 0 for sample in file.samples_ms)
         assert file.initialization_ms > 0
         assert file.delegate_pieces == 1
+        assert file.placement.complete
+        assert file.placement.placed == file.placement.operations > 0
         assert file.peak_memory_bytes > 0
     assert set(run.cpus) <= os.sched_getaffinity(0)
     assert re.search(r", \d+ cores, ", run.board)
@@ -462,7 +464,7 @@ GOOD = {
         {
             "samples_ms": [1.0],
             "initialization_ms": 1,
-            "delegate_pieces": None,
+            "operations": None,
             "peak_memory_bytes": None,
         }
     ],
@@ -498,6 +500,9 @@ GARBAGE = {
     ),
     "memory": json.dumps(
         {"result": GOOD | {"files": [GOOD["files"][0] | {"peak_memory_bytes": -1}]}}
+    ),
+    "operations": json.dumps(
+        {"result": GOOD | {"files": [GOOD["files"][0] | {"operations": [{"op_name": "ADD"}]}]}}
     ),
     "cpus": json.dumps({"result": GOOD | {"cpus": {"a": 1}}}),
     "runtime": json.dumps({"result": GOOD | {"runtime": 3}}),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,35 @@ def delegate_pieces(interpreter: Interpreter) -> int:
     Each further piece costs a way to the plain kernels and back.
     """
     return sum(op["op_name"] == "DELEGATE" for op in operations(interpreter))
+
+
+def delegated(operations: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """For each operation of the file the number of the delegate piece that runs it; None if none.
+
+    The interpreter lists the file's operations and behind them the pieces with their inputs and
+    outputs; a piece holds what leads from these to those.
+
+    Args:
+        operations: as the function of this name gives them.
+    """
+    own = len(operations)
+    while own and operations[own - 1]["op_name"] == "DELEGATE":
+        own -= 1
+    maker = {int(t): number for number in range(own) for t in operations[number]["outputs"]}
+    found: list[int | None] = [None] * own
+    for piece, delegate in enumerate(operations[own:]):
+        known = {int(t) for t in delegate["inputs"]}
+        todo = collections.deque(int(t) for t in delegate["outputs"])
+        while todo:
+            tensor = todo.popleft()
+            if tensor < 0 or tensor in known or tensor not in maker:
+                continue
+            known.add(tensor)
+            number = maker[tensor]
+            if found[number] is None:
+                found[number] = piece
+                todo.extend(int(t) for t in operations[number]["inputs"])
+    return found
 
 
 class Runner:

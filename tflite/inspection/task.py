@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import mmap
 import os
 import re
@@ -19,7 +18,7 @@ from kapps._errors import InputError, one_line
 from kapps.tflite.file_facts import TYPES, buffer_bytes, is_custom, operator_name
 from kapps.tflite.inspection.reasons import reason
 from kapps.tflite.inspection.versions import oldest_runtime
-from kapps.tflite.interpreter import NoSize, load_interpreter, operations
+from kapps.tflite.interpreter import NoSize, delegated, load_interpreter, operations
 from kapps.tflite.metadata import read_metadata
 
 MOST_BYTES = 4 << 30  # of a file; a flatbuffer holds 2 GiB
@@ -254,27 +253,9 @@ def _min_runtime_version(root: Any, entries: dict[str, int]) -> str:
 
 
 def _delegate(described: list[dict[str, Any]], running: list[dict[str, Any]]) -> None:
-    """Notes for each operation which delegate piece has it.
-
-    The interpreter lists the file's operations and behind them the pieces with their inputs and
-    outputs; a piece holds what leads from these to those.
-    """
-    if len(running) < len(described):
-        return
-    maker = {t: op for op in described for t in op["outputs"] if t >= 0}
-    pieces = [op for op in running[len(described) :] if op["op_name"] == "DELEGATE"]
-    for number, piece in enumerate(pieces):
-        known = {int(t) for t in piece["inputs"]}
-        todo = collections.deque(int(t) for t in piece["outputs"])
-        while todo:
-            tensor = todo.popleft()
-            if tensor in known or tensor not in maker:
-                continue
-            known.add(tensor)
-            operation = maker[tensor]
-            if operation["piece"] is None:
-                operation["piece"] = number
-                todo.extend(t for t in operation["inputs"] if t >= 0)
+    """Notes for each operation which delegate piece has it."""
+    for operation, piece in zip(described, delegated(running), strict=False):
+        operation["piece"] = piece
 
 
 def _explain(graph: dict[str, Any], *, delegated: bool) -> None:

@@ -154,6 +154,7 @@ def _over_ssh(
             stop_rule=settings.stop_rule,
             initialization_ms=file.initialization_ms,
             delegate_pieces=file.delegate_pieces,
+            placement=file.placement,
             peak_memory_mb=None
             if file.peak_memory_bytes is None
             else file.peak_memory_bytes / (1 << 20),
@@ -168,7 +169,10 @@ def _over_ssh(
 
 # On the screen.
 
-_HEADER = ("file", "p50", "p90", "p95", "p99", "mean", "std", "init", "MB", "runs", "launches' p50")
+_HEADER = (
+    *("file", "p50", "p90", "p95", "p99", "mean", "std", "init", "MB", "runs", "launches' p50"),
+    *("placed", "pieces"),
+)
 
 
 def table(results: Sequence[Latency]) -> str:
@@ -183,7 +187,8 @@ def table(results: Sequence[Latency]) -> str:
         rows = tables.aligned(
             _HEADER, [_cells(member) for member in members], right=range(1, len(_HEADER))
         )
-        parts.append("\n".join([what, f"milliseconds; {rule}", *notes, "", rows]))
+        where = [placement_line(member) for member in members]
+        parts.append("\n".join([what, f"milliseconds; {rule}", *notes, "", rows, "", *where]))
     return "\n\n\n".join(parts)
 
 
@@ -202,7 +207,17 @@ def _cells(result: Latency) -> tuple[str, ...]:
         "-" if result.peak_memory_mb is None else f"{result.peak_memory_mb:.1f}",
         f"{result.runs:,}",
         spread,
+        (result.placement.share if result.placement else "") or "-",
+        "-" if result.delegate_pieces is None else str(result.delegate_pieces),
     )
+
+
+def placement_line(result: Latency) -> str:
+    """Where a file ran: "net.tflite: 63 of 65 operations on gpu (LITERT_CL), in 1 piece; ..."."""
+    name, placement = one_line(result.file.name), result.placement
+    if placement is None:
+        return f"{name}: what of it ran on {result.accelerator} is not told"
+    return f"{name}: {one_line(placement.words(result.accelerator, result.delegate_pieces))}"
 
 
 def _ms(value: float | None) -> str:
@@ -271,6 +286,8 @@ def _result(path: str | os.PathLike[str], number: int, values: Any) -> Latency:
     told = [value for value in percentiles if value is not None]
     if told != sorted(told):
         raise InputError(f"{at}: its percentiles do not rise: {told}")
+    if result.placement is not None and result.placement.is_contradictory:
+        raise InputError(f"{at}: its placement contradicts itself: {result.placement.share}")
     if result.samples_ms and len(result.samples_ms) != result.runs:
         raise InputError(f"{at}: {result.runs} runs and {len(result.samples_ms)} samples")
     return result

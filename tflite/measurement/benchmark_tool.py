@@ -1,7 +1,8 @@
-"""TFLite's own `benchmark_model` on a device: its flags, its result file, its text.
+"""TFLite's own `benchmark_model` on a device: how it is put there, started and judged.
 
 The tool: https://ai.google.dev/edge/litert/models/measurement. It tells the median of its runs, but
-no sample, no p90 and no p99, so that it is launched several times, the files in turns.
+no sample, no p90 and no p99, so that it is launched several times, the files in turns. What it says
+is read in `tool_output` and `tool_placement`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import re
 import secrets
 import statistics
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,25 @@ from pathlib import Path
 import kapps
 from kapps._errors import InputError, one_line
 from kapps.tflite.child import check_time_limit
+from kapps.tflite.measurement import tool_placement
 from kapps.tflite.measurement.latency import Latency, StopRule, identity, now
+from kapps.tflite.measurement.placement import Placement
+from kapps.tflite.measurement.tool_output import (
+    NEWER,
+    Launch,
+    parse_result,
+    parse_text,
+    unconsumed,
+    which_tool,
+)
 from kapps.tflite.measurement.transport import Completed, Transport
 
 LAUNCHES = 5
 
-# What switches an accelerator on, and its name in the tool's text.
+# What switches an accelerator on, and its name in the tool's text. Without the flag of the CPU's,
+# the tool applies the same delegate and does not tell it.
 ACCELERATORS = {
-    "cpu": ("", ""),
+    "cpu": ("--use_xnnpack=true", "XNNPACK"),
     "gpu": ("--use_gpu=true", "GPU"),
     "nnapi": ("--use_nnapi=true", "NNAPI"),
 }
@@ -108,27 +119,6 @@ class Settings:
         check_time_limit(self.time_limit)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """What one launch of the tool tells; None is what this build of it does not tell.
-
-    Attributes:
-        runs: how many were measured.
-        mean_ms: the mean; std_ms is the standard deviation.
-        p50_ms: the median; p95_ms likewise.
-        initialization_ms: loading the file and applying the delegate.
-        peak_memory_mb: by how many MB (2^20 bytes) the peak grew since the tool started.
-    """
-
-    runs: int
-    mean_ms: float
-    std_ms: float
-    p50_ms: float | None
-    p95_ms: float | None
-    initialization_ms: float | None
-    peak_memory_mb: float | None
-
-
 def measure_remote(
     transport: Transport,
     paths: Sequence[str | os.PathLike[str]],
@@ -181,10 +171,11 @@ def measure_remote(
             transport.push(file, path)
         before = state()
         found: list[list[Launch]] = [[] for _ in files]
-        pieces: list[int | None] = [None] * len(files)
+        placed: list[list[_Placed]] = [[] for _ in files]
+        tool_name = ""
         for done in range(launches * len(files)):
             at = done % len(files)
-            result = f"{folder}/result"
+            result, runtime_info = f"{folder}/result", f"{folder}/runtime_info"
             command = [
                 *("sh", "-c", _START, folder, *pin, tool, f"--graph={remote[at]}"),
                 f"--num_threads={settings.threads}",
@@ -193,7 +184,9 @@ def measure_remote(
                 f"--max_secs={max(60.0, settings.time_limit):g}",
                 *_WARMUP,
                 f"--result_file_path={result}",
-                *filter(None, ACCELERATORS[accelerator][:1]),
+                "--export_model_runtime_info=true",
+                f"--model_runtime_info_output_file={runtime_info}",
+                ACCELERATORS[accelerator][0],
                 *shapes[at],
             ]
             left = deadline - time.monotonic()
@@ -205,8 +198,12 @@ def measure_remote(
             completed = transport.run(command, time_limit=left)
             where = f"{one_line(files[at])} on {transport.name}"
             _judge(completed, where)
-            pieces[at] = _delegate_pieces(completed, accelerator, where)
-            found[at].append(_launch(transport, result, completed, where))
+            text = f"{completed.stdout}\n{completed.stderr}"
+            _check_flags(text, accelerator, where)
+            tool_name = which_tool(text) or tool_name
+            told = _taken(transport, runtime_info)
+            placed[at].append(_placed(text, told, accelerator, where))
+            found[at].append(_launch(_taken(transport, result), completed, where))
             settings.progress((done + 1) / (launches * len(files)))
         after = state()
     return [
@@ -217,12 +214,18 @@ def measure_remote(
             sha256=sha256,
             size_bytes=size_bytes,
             device=device,
-            delegate_pieces=delegate_pieces,
-            notes={"transport": transport.name, "cores": pinned, **notes, **changes(before, after)},
+            placed=min(where, key=_took),
+            notes={
+                "transport": transport.name,
+                **({"tool": tool_name} if tool_name else {}),
+                "cores": pinned,
+                **notes,
+                **changes(before, after),
+            },
             versions=versions,
         )
-        for file, (sha256, size_bytes), launched, delegate_pieces in zip(
-            files, identities, found, pieces, strict=True
+        for file, (sha256, size_bytes), launched, where in zip(
+            files, identities, found, placed, strict=True
         )
     ]
 
@@ -326,33 +329,71 @@ def _last_lines(text: str) -> str:
     return " ".join(text.strip().splitlines()[-3:])
 
 
-def _delegate_pieces(completed: Completed, accelerator: str, where: str) -> int | None:
-    """Into how many pieces the accelerator took the graph; not told of the CPU's.
-
-    A build without the accelerator only warns, and measures the CPU in its place.
-    """
-    flag, name = ACCELERATORS[accelerator]
-    if not flag:
-        return None
-    text = completed.stdout + completed.stderr
-    applied = re.search(
-        rf"Explicitly applied {name} delegate, .{{0,80}}(completely executed|w/ (\d{{1,6}}) )", text
-    )
-    if applied is None:
+def _check_flags(text: str, accelerator: str, where: str) -> None:
+    """Refuses what was measured without what was asked for: of that, a build only warns."""
+    lacking = {flag.partition("=")[0] for flag in unconsumed(text)}
+    if "--input_layer_shape" in lacking:
         raise InputError(
-            f"{where}: nothing of it ran on the accelerator {accelerator}: this device, this "
-            "build of benchmark_model or this file does not go with it; --accelerator=cpu does"
+            f"{where}: this benchmark_model gives its input no size (it has no "
+            "--input_layer_shape): convert with a fixed size, or take TensorFlow Lite's tool"
         )
-    return int(applied.group(2) or 1)
+    flag = ACCELERATORS[accelerator][0].partition("=")[0]
+    if accelerator == "cpu" or flag not in lacking:
+        return
+    why = f"this build of benchmark_model has no {flag}"
+    if accelerator == "nnapi" and which_tool(text) == NEWER:
+        why = (
+            "NNAPI is deprecated since Android 15, and LiteRT's benchmark_model has no flag for "
+            "it; TensorFlow Lite's has, and --accelerator=gpu goes with both"
+        )
+    raise _nothing_ran(where, accelerator, why)
 
 
-def _launch(transport: Transport, result: str, completed: Completed, where: str) -> Launch:
+_Placed = tuple[Placement | None, int | None]  # and the number of pieces
+
+
+def _placed(text: str, runtime_info: bytes | None, accelerator: str, where: str) -> _Placed:
+    """Where it ran; refuses what measured the CPU in the accelerator's place."""
+    name = ACCELERATORS[accelerator][1]
+    placement, pieces = tool_placement.read(text, runtime_info, accelerator, name)
+    if accelerator == "cpu":
+        return placement, pieces
+    if placement is None:
+        raise _nothing_ran(where, accelerator, "benchmark_model does not say that anything did")
+    if placement.placed == 0:
+        refused = "; ".join(map(str, placement.outside[:3]))
+        why = (
+            refused or "this device, this build of benchmark_model or this file is not made for it"
+        )
+        raise _nothing_ran(where, accelerator, why)
+    return placement, pieces
+
+
+def _took(placed: _Placed) -> float:
+    placement, _ = placed
+    return -1 if placement is None or placement.placed is None else placement.placed
+
+
+def _nothing_ran(where: str, accelerator: str, why: str) -> InputError:
+    return InputError(
+        f"{where}: nothing of it ran on the accelerator {accelerator}: {why}; "
+        "--accelerator=cpu measures the CPU"
+    )
+
+
+def _taken(transport: Transport, path: str) -> bytes | None:
+    """What the tool wrote there, which is taken away; None if it wrote nothing."""
+    if transport.run(["test", "-s", path], time_limit=_SECONDS).code:
+        return None
+    content = transport.pull(path)
+    _checked(transport, ["rm", "-f", path])
+    return content
+
+
+def _launch(result: bytes | None, completed: Completed, where: str) -> Launch:
     """From the result file, or from the text of builds that write none."""
-    test = transport.run(["test", "-s", result], time_limit=_SECONDS)
-    if test.code == 0:
-        content = transport.pull(result)
-        _checked(transport, ["rm", "-f", result])
-        launch = parse_result(content)
+    if result is not None:
+        launch = parse_result(result)
     else:
         launch = parse_text(completed.stdout + "\n" + completed.stderr)
     if launch is None or not _sensible(launch):
@@ -374,132 +415,6 @@ def _sensible(launch: Launch) -> bool:
     )
 
 
-def parse_result(content: bytes) -> Launch | None:
-    """The file that `--result_file_path` makes: a `tflite.tools.benchmark.BenchmarkResult`.
-
-    The message is defined in tflite/tools/benchmark/proto/benchmark_result.proto of
-    https://github.com/google-ai-edge/LiteRT. None if it is no such message, or lacks a figure.
-    """
-    try:
-        message = _fields(content)
-        latency, memory, misc = (
-            _fields(part) if isinstance(part := message.get(number, b""), bytes) else {}
-            for number in (2, 3, 4)
-        )
-    except (ValueError, IndexError, struct.error):
-        return None
-    mean, std, median, runs = (
-        _number(fields.get(number))
-        for fields, number in ((latency, 1), (latency, 4), (latency, 5), (misc, 2))
-    )
-    if mean is None or std is None or runs is None:
-        return None
-    footprint = _number(memory.get(2))
-    return Launch(
-        runs=int(runs),
-        mean_ms=mean,
-        std_ms=std,
-        p50_ms=median,
-        p95_ms=_number(latency.get(7)),
-        initialization_ms=_number(latency.get(8)),
-        peak_memory_mb=None if footprint is None else _megabytes(footprint / 1024),
-    )
-
-
-def _fields(message: bytes) -> dict[int, bytes | float | int]:
-    """A protobuf message as {field number: value}: varints, floats, and bytes for what is longer.
-
-    https://protobuf.dev/programming-guides/encoding
-
-    Raises:
-        ValueError, IndexError, struct.error: it is none.
-    """
-    fields: dict[int, bytes | float | int] = {}
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = 0
-        for shift in range(0, 70, 7):
-            byte = message[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-        raise ValueError("an endless varint")
-
-    while at < len(message):
-        key = varint()
-        match key & 7:
-            case 0:
-                value = varint()
-                fields[key >> 3] = value - (1 << 64) if value >> 63 else value
-            case 1:
-                fields[key >> 3] = struct.unpack_from("<d", message, at)[0]
-                at += 8
-            case 2:
-                size = varint()
-                if at + size > len(message):
-                    raise ValueError("a field beyond the end")
-                fields[key >> 3] = message[at : at + size]
-                at += size
-            case 5:
-                fields[key >> 3] = struct.unpack_from("<f", message, at)[0]
-                at += 4
-            case kind:
-                raise ValueError(f"an unknown wire type, {kind}")
-    return fields
-
-
-def _number(value: bytes | float | int | None) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def parse_text(text: str) -> Launch | None:
-    """What the tool prints: the last line of `count=... avg=... std=...`, in microseconds.
-
-    The line before it, of the same form, is of the warm-up. Old builds tell no percentiles. None
-    if there is no such line for the warm-up and one for the runs.
-    """
-    lines = re.findall(r"\bcount=\d{1,12} [^\n]*", text)
-    if len(lines) < 2:
-        return None
-    figures = {name: _decimal(value) for name, value in re.findall(r"(\w+)=([\w.+-]+)", lines[-1])}
-    runs, mean, std = figures.get("count"), figures.get("avg"), figures.get("std")
-    median, p95 = figures.get("median"), figures.get("p95")
-    if mean is None and (all_same := figures.get("curr")) is not None:
-        # "count=3 curr=1200 (all same)"
-        mean, std, median, p95 = all_same, 0.0, all_same, all_same
-    if runs is None or mean is None or std is None:
-        return None
-    number = r"([\d.]{1,20}(?:e[+-]?\d{1,3})?)"
-    init = re.search(rf"\bInit: {number}, First inference", text)
-    memory = re.search(rf"Memory footprint delta .{{0,60}}overall={number}", text)
-    init_us = _decimal(init.group(1)) if init else None
-    return Launch(
-        runs=int(runs),
-        mean_ms=mean / 1e3,
-        std_ms=std / 1e3,
-        p50_ms=None if median is None else median / 1e3,
-        p95_ms=None if p95 is None else p95 / 1e3,
-        initialization_ms=None if init_us is None else init_us / 1e3,
-        peak_memory_mb=_megabytes(_decimal(memory.group(1))) if memory else None,
-    )
-
-
-def _megabytes(value: float | None) -> float | None:
-    """The value, if it can be a size of memory."""
-    return value if value is not None and 0 <= value < 1e6 else None
-
-
-def _decimal(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _latency(
     file: Path,
     launches: Sequence[Launch],
@@ -508,7 +423,7 @@ def _latency(
     sha256: str,
     size_bytes: int,
     device: str,
-    delegate_pieces: int | None,
+    placed: _Placed,
     notes: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> Latency:
@@ -525,7 +440,8 @@ def _latency(
         mean_ms=statistics.median(launch.mean_ms for launch in launches),
         std_ms=statistics.median(launch.std_ms for launch in launches),
         initialization_ms=_median(launch.initialization_ms for launch in launches),
-        delegate_pieces=delegate_pieces,
+        delegate_pieces=placed[1],
+        placement=placed[0],
         accelerator=settings.accelerator,
         stop_rule=str(settings.stop_rule),
         launches=len(launches),

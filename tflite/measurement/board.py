@@ -22,10 +22,12 @@ from kapps._errors import InputError, is_number
 from kapps.tflite.child import check_time_limit
 from kapps.tflite.measurement.benchmark_tool import linux_device, pinning
 from kapps.tflite.measurement.latency import identity
+from kapps.tflite.measurement.placement import Placement, of_operations
 from kapps.tflite.measurement.ssh import Ssh, last_line
 
 _SCRIPT = Path(__file__).with_name("on_board.py")
 _PREFIX = "kapps-benchmark."
+_MOST_OPERATIONS = 100_000
 _SHORT = 30.0  # seconds for a command that takes none
 _PROBE = """
 try:
@@ -69,12 +71,14 @@ class BoardFile:
         peak_memory_bytes: by how much a process grows that loads the file and runs it once; None
             if the board does not tell.
         delegate_pieces: into how many pieces the delegate took the graph, or None likewise.
+        placement: which operations the delegate took, or None likewise.
     """
 
     samples_ms: tuple[float, ...]
     initialization_ms: float
     peak_memory_bytes: int | None
     delegate_pieces: int | None
+    placement: Placement | None
 
 
 @dataclass(frozen=True)
@@ -308,13 +312,33 @@ def _file(values: Mapping[str, Any]) -> BoardFile:
     samples = tuple(_milliseconds(value) for value in values["samples_ms"])
     if not samples:
         raise ValueError("no samples")
-    memory, pieces = values["peak_memory_bytes"], values["delegate_pieces"]
+    memory, told = values["peak_memory_bytes"], values["operations"]
+    placement, pieces = (None, None) if told is None else of_operations(_operations(told))
     return BoardFile(
         samples_ms=samples,
         initialization_ms=_milliseconds(values["initialization_ms"]),
         peak_memory_bytes=None if memory is None else _integer(memory),
-        delegate_pieces=None if pieces is None else _integer(pieces),
+        delegate_pieces=pieces,
+        placement=placement,
     )
+
+
+def _operations(values: Any) -> list[dict[str, Any]]:
+    """An interpreter's list of its operations, if it can be one."""
+    if not isinstance(values, list) or not 0 < len(values) <= _MOST_OPERATIONS:
+        raise ValueError("no list of operations")
+    return [
+        {
+            "op_name": last_line(str(op["op_name"]))[:200] or "?",
+            **{end: [_tensor(number) for number in op[end]] for end in ("inputs", "outputs")},
+        }
+        for op in values
+    ]
+
+
+def _tensor(value: Any) -> int:
+    """The number of a tensor; -1 is one that is left out."""
+    return -1 if value == -1 else _integer(value)
 
 
 def _milliseconds(value: Any) -> float:

@@ -20,6 +20,8 @@ import kapps
 from kapps._errors import InputError
 from kapps._files import sha256 as sha256_of
 from kapps.tflite import child
+from kapps.tflite.measurement import placement as placing
+from kapps.tflite.measurement.placement import Placement
 from kapps.tflite.results import Count, Line, Megabytes, Milliseconds, Number, Sha256
 
 # Files take turns, so that all see the same drift of the machine; equally long ones, so that a slow
@@ -65,6 +67,7 @@ class Latency:
         mean_ms: the mean; std_ms is the standard deviation.
         initialization_ms: loading the file and applying the delegate.
         delegate_pieces: into how many pieces the delegate took the graph; 1 is best, 0 is none.
+        placement: which operations ran on the accelerator; None if nobody tells it.
         accelerator: "cpu", "gpu" or "nnapi".
         stop_rule: what was asked for, such as "at least 64 runs and 6 s".
         launches: of the process that measured.
@@ -102,6 +105,7 @@ class Latency:
     notes: Mapping[str, Line] = field(default_factory=dict)
     versions: Mapping[str, Line] = field(default_factory=dict)
     date: Line = ""
+    placement: Placement | None = None
 
     @classmethod
     def of_samples(
@@ -119,6 +123,7 @@ class Latency:
         size_bytes: int,
         notes: Mapping[str, str],
         versions: Mapping[str, str],
+        placement: Placement | None = None,
     ) -> Latency:
         """What the time of each run gives, on the CPU and in one launch; see the attributes."""
         times = np.asarray(samples_ms, "float64")
@@ -145,6 +150,7 @@ class Latency:
             date=now(),
             sha256=sha256,
             size_bytes=size_bytes,
+            placement=placement,
         )
 
 
@@ -221,6 +227,9 @@ def measure(
     ):
         if isinstance(peak, InputError):
             raise peak
+        placement, pieces = placing.of_operations(result["operations"])
+        if placement.outside:
+            placement = placing.with_reasons(placement, _reasons(file, shape))
         latencies.append(
             Latency.of_samples(
                 file,
@@ -229,7 +238,8 @@ def measure(
                 threads=threads,
                 stop_rule=StopRule(min_runs, min_seconds),
                 initialization_ms=result["initialization_ms"],
-                delegate_pieces=result["delegate_pieces"],
+                delegate_pieces=pieces,
+                placement=placement,
                 peak_memory_mb=peak,
                 sha256=digest,
                 size_bytes=size_bytes,
@@ -238,6 +248,16 @@ def measure(
             )
         )
     return latencies
+
+
+def _reasons(file: Path, shape: Sequence[int] | None) -> dict[str, str]:
+    """{operation: why XNNPACK leaves it}, by the rules that kapps has of it."""
+    from kapps.tflite.inspection import inspect
+
+    found: dict[str, dict[str, None]] = {}
+    for op in inspect(file, input_shape=shape).fallen_off:
+        found.setdefault(op.name, {})[op.reason] = None
+    return {name: " / ".join(whys) for name, whys in found.items()}
 
 
 def _samples(saved: Path, file: Path) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kapps.tflite.interpreter import delegate_pieces, load_interpreter
+from kapps.tflite.interpreter import load_interpreter, operations
 
 _LOADS = 3  # of each file, in turns; the median counts
 _BETWEEN_MESSAGES = 0.1  # seconds
@@ -37,7 +37,14 @@ def work(request: dict[str, Any], emit: Callable[..., None]) -> list[dict[str, A
         results.append(
             {
                 "initialization_ms": float(np.median([*loads[number], took])),
-                "delegate_pieces": delegate_pieces(interpreter),
+                "operations": [
+                    {
+                        "op_name": op["op_name"],
+                        "inputs": [int(t) for t in op["inputs"]],
+                        "outputs": [int(t) for t in op["outputs"]],
+                    }
+                    for op in operations(interpreter)
+                ],
             }
         )
         for details in interpreter.get_input_details():

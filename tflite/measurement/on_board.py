@@ -65,7 +65,7 @@ def main() -> None:
             {
                 "initialization_ms": 1e3 * seconds,
                 "peak_memory_bytes": memory[index],
-                "delegate_pieces": pieces(interpreter),
+                "operations": operations(interpreter),
                 "samples_ms": [],
             }
         )
@@ -124,10 +124,16 @@ def set_inputs(interpreter: Any) -> None:
         interpreter.set_tensor(details["index"], image.astype(details["dtype"]))
 
 
-def pieces(interpreter: Any) -> int | None:
-    """Into how many pieces the delegate took the graph; None if this runtime does not tell."""
+def operations(interpreter: Any) -> list[dict[str, Any]] | None:
+    """The operations of the graph as it runs, delegates included; None if it does not tell."""
     try:
-        return sum(op["op_name"] == "DELEGATE" for op in interpreter._get_ops_details())
+        return [
+            {
+                "op_name": op["op_name"],
+                **{n: [int(t) for t in op[n]] for n in ("inputs", "outputs")},
+            }
+            for op in interpreter._get_ops_details()
+        ]
     except Exception:
         return None
 

@@ -3,7 +3,8 @@
 All files are measured in one go and in turns, so that they share the device's drift: compare what
 was measured together. A phone is measured by TFLite's own benchmark_model, on its big cores and in
 its fixed-performance mode where it has one; a Linux board by the same tool or by ai-edge-litert,
-whichever it has.
+whichever it has. Each figure says how many of the file's operations ran on what was asked for, and
+which did not: a part that falls off the GPU runs on the CPU, without an error.
 
 Examples:
 
@@ -16,6 +17,7 @@ Examples:
 from __future__ import annotations
 
 import contextlib
+import sys
 
 from absl import flags
 
@@ -52,11 +54,16 @@ _TIME_LIMIT = flags.DEFINE_float(
     upper_bound=MOST_SECONDS,
 )
 _INPUT_SHAPE = shape_flag.define()
+_REQUIRE_FULL = flags.DEFINE_bool(
+    "require_full",
+    False,
+    "exit with status 3 unless all operations of all files ran on the accelerator",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file of the results, samples included")
 
 
-def main(argv: list[str]) -> None:
-    """Prints a table, and writes what --output asks for."""
+def main(argv: list[str]) -> int:
+    """Prints a table, and writes what --output asks for; 3 if --require_full is not met."""
     cli.check_output(_OUTPUT)
     from kapps._files import atomic_write
     from kapps.tflite.measurement import benchmark as benchmarking
@@ -81,6 +88,13 @@ def main(argv: list[str]) -> None:
         print(benchmarking.table(results), flush=True)  # first: a full disk is not to lose it
         if output:
             output.write_text(benchmarking.to_json(results), encoding="utf-8")
+    fallen = [result for result in results if not (result.placement and result.placement.complete)]
+    if not _REQUIRE_FULL.value or not fallen:
+        return 0
+    for result in fallen:
+        where = benchmarking.placement_line(result)
+        print(f"kapps-benchmark: not all of it is known to be placed: {where}", file=sys.stderr)
+    return 3
 
 
 def run() -> None:

@@ -18,6 +18,7 @@ from kapps._errors import InputError
 from kapps.tflite import accuracy
 from kapps.tflite.measurement.benchmark import FORMAT as BENCHMARK_FORMAT
 from kapps.tflite.measurement.benchmark import MAX_BYTES, parse_results
+from kapps.tflite.measurement.placement import Placement
 from kapps.tflite.report.page import Section, write_pages
 from kapps.tflite.report.picture import Point, picture
 from kapps.tflite.report.robustness_rows import attacks_of, joined, robustness_sections
@@ -37,6 +38,7 @@ class Timing:
         p50_ms: the median; p90_ms and p99_ms likewise.
         runs: how many runs were measured.
         delegate_pieces: into how many pieces the delegate took the graph.
+        placement: which operations it took.
     """
 
     p50_ms: float | None
@@ -44,6 +46,7 @@ class Timing:
     p99_ms: float | None
     runs: int
     delegate_pieces: int | None
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,12 @@ def read_overview(paths: Sequence[str | os.PathLike[str]]) -> Overview:
             file, sha256 = Path(result.file).name, result.sha256
             column = _column(result)
             timing = Timing(
-                result.p50_ms, result.p90_ms, result.p99_ms, result.runs, result.delegate_pieces
+                result.p50_ms,
+                result.p90_ms,
+                result.p99_ms,
+                result.runs,
+                result.delegate_pieces,
+                result.placement,
             )
             once((sha256, "size"), result.size_bytes, path, f"{file} has one SHA-256 and two sizes")
             once((sha256, column), timing, path, f"two measurements of {file} on {column}")
@@ -189,6 +197,9 @@ def write_overview(overview: Overview, folder: str | os.PathLike[str], *, title:
     sections += robustness_sections(attacked)
     table = Table(_FILE_HEADER, _file_rows(overview), text_columns=(0, 1, 2, 5))
     sections.append(Section("Files", table))
+    if outside := _outside_rows(overview):
+        table = Table(_OUTSIDE_HEADER, outside, text_columns=(0, 1, 2, 4, 5))
+        sections.append(Section("Outside the accelerator", table))
     values = {
         "kapps_report": 1,
         "title": title,
@@ -274,8 +285,9 @@ def _model_rows(overview: Overview) -> list[list[str]]:
 
 _FILE_HEADER = (
     *("file", "model", "variant", "top-1, %", "size, KiB", "device"),
-    *("p50, ms", "p90, ms", "p99, ms", "runs", "delegate pieces"),
+    *("p50, ms", "p90, ms", "p99, ms", "runs", "placed", "delegate pieces"),
 )
+_OUTSIDE_HEADER = ("file", "device", "operation", "count", "ran on", "why")
 
 
 def _file_rows(overview: Overview) -> list[list[str]]:
@@ -292,12 +304,31 @@ def _file_rows(overview: Overview) -> list[list[str]]:
                     letters[device],
                     *map(_ms, figures),
                     f"{timing.runs:,}",
+                    (timing.placement.share if timing.placement else "") or _MISSING,
                     _MISSING if pieces is None else str(pieces),
                 ]
             )
         if not entry.timings:
-            rows.append([*known, *[_MISSING] * 6])
+            rows.append([*known, *[_MISSING] * 7])
     return rows
+
+
+def _outside_rows(overview: Overview) -> list[list[str]]:
+    """The operations that fell off the accelerator, of each file on each device."""
+    letters = _letters(overview)
+    return [
+        [
+            entry.file,
+            letters[device],
+            each.operation,
+            _MISSING if each.count is None else f"{each.count:,}",
+            each.ran_on or _MISSING,
+            each.reason or _MISSING,
+        ]
+        for entry in overview.entries
+        for device, timing in entry.timings.items()
+        for each in (timing.placement.outside if timing.placement else ())
+    ]
 
 
 def _letters(overview: Overview) -> dict[str, str]:
@@ -317,6 +348,7 @@ def _facts(overview: Overview) -> dict[str, str]:
         facts["Attacks"] = (
             "they differ in settings, so that each has a table of its own: compare within one only"
         )
+    facts["Placed"] = "how many of the file's operations ran on what was asked for"
     facts[_MISSING] = "not measured, or not told by the device's tool"
     return facts
 
