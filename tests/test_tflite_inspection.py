@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from programs import run_here
 from tflite_crafted import crafted_file
 from tflite_net import LABELS
 from tflite_plain import plain_file, plain_net
@@ -18,6 +20,7 @@ from tflite_plain import plain_file, plain_net
 from kapps import InputError
 from kapps.tflite import Metadata
 from kapps.tflite.inspection import Inspection, float_operations, inspect, inspect_each, task
+from kapps.tflite.inspection.gpu import pieces_of, refusals
 from kapps.tflite.inspection.reasons import UNKNOWN
 from kapps.tflite.inspection.versions import newest, oldest_runtime
 from kapps.tflite.interpreter import load_interpreter
@@ -55,7 +58,15 @@ def _custom(x):
     return tf.linalg.inv(tf.transpose(_conv(x), [0, 3, 1, 2]))
 
 
+def _odd(x):
+    y = tf.where(x > 0.5, x, 2 * x)  # a comparison that the one SELECT behind it takes along
+    z = tf.cast(tf.argmax(y, -1), tf.float32)
+    w = tf.reverse(y, [1])[0, :, :, 0]
+    return tf.nn.softmax(tf.slice(w, [0, 1], [8, 4])) + tf.reduce_sum(z) + tf.reduce_sum(tf.sin(y))
+
+
 _FILES = {
+    "odd": (_odd, (1, 8, 8, 6), "float32"),
     "int8": (_quantizable, (1, 8, 8, 6), "int8"),
     "uint8": (_quantizable, (1, 8, 8, 6), "uint8"),
     "float ends": (_quantizable, (1, 8, 8, 6), "float32 I/O"),
@@ -130,6 +141,140 @@ def test_what_falls_off_the_delegate_and_why(name, inspections):
     assert len(inside) + len(inspection.fallen_off) == len(inspection.operations)
     assert {op.piece for op in inside} == set(range(inspection.pieces))
     assert not any(op.reason for op in inside)
+
+
+_SMALLER = "in a smaller piece: the delegate takes one, the largest (max_delegated_partitions=1)"
+_NO_GPU = "the GPU delegate has no such operation"
+
+GPU_REASONS = {
+    **dict.fromkeys(("int8", "uint8", "float ends", "float", "awkward", "dynamic"), ()),
+    "batch": (
+        ("SHAPE", _NO_GPU),
+        ("STRIDED_SLICE", "1 dimensions, and the GPU delegate slices 3 or 4"),
+        ("PACK", "the GPU delegate computes in float and 8 bits only, here is int32"),
+        ("RESHAPE", "its shape is computed; convert with a static batch"),
+        ("MUL", _SMALLER),
+    ),
+    "flex": (("FlexMatrixInverse", "a custom operation that the GPU delegate lacks"),),
+    "odd": (
+        ("ARG_MAX", _NO_GPU),
+        ("CAST", "the GPU delegate does not go from int64 to float32"),
+        ("SUM", _SMALLER),
+        ("REVERSE_V2", _NO_GPU),
+        ("STRIDED_SLICE", "it adds or drops a dimension"),
+        ("SLICE", "2 dimensions, and the GPU delegate slices 3 or 4"),
+        *(("SOFTMAX", _SMALLER), ("ADD", _SMALLER), ("ADD", _SMALLER)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GPU_REASONS)
+def test_what_the_gpu_would_leave_and_why(name, inspections):
+    """By the delegate's source, read by hand: there is no GPU to ask."""
+    found = inspections[name].refused("gpu")
+    assert tuple((op.name, reason) for op, reason in found) == GPU_REASONS[name]
+    assert inspections[name].to_json()["refused_by_gpu"] == [op.index for op, _ in found]
+
+
+def _gpu(name, inputs, outputs, **settings):
+    """Why the GPU delegate leaves an operation of tensors (type, shape, a scale a channel)."""
+    listed = [
+        {
+            "dtype": kind,
+            "shape": shape,
+            "constant": constant,
+            "quantization": {"axis": 3 if channels else None} if "INT8" in kind else None,
+        }
+        for kind, shape, constant, channels in (*inputs, *outputs)
+    ]
+    op = {"name": name, "version": 1, "custom": False, "options": {}} | settings
+    op["inputs"], op["outputs"] = list(range(len(inputs))), [len(inputs)]
+    return refusals([op], listed)[0]
+
+
+def _t(shape, kind="FLOAT32", constant=False, channels=False):
+    return (kind, list(shape), constant, channels)
+
+
+_IMAGE, _KERNEL_ = _t((1, 8, 8, 4)), _t((4, 1, 1, 4), constant=True)
+
+
+@pytest.mark.parametrize(
+    ("expected", "name", "inputs", "outputs", "settings"),
+    [
+        ("", "CONV_2D", [_IMAGE, _KERNEL_], [_IMAGE], {"version": 6}),
+        ("version 7.*up to 6", "CONV_2D", [_IMAGE, _KERNEL_], [_IMAGE], {"version": 7}),
+        ("over 4 dimensions", "ABS", [_t((1, 2, 2, 2, 2))], [_t((1, 2, 2, 2, 2))], {}),
+        ("here is int16", "ABS", [_t((1, 4), "INT16")], [_t((1, 4), "INT16")], {}),
+        ("", "ADD", [_IMAGE, _t((1, 4))], [_IMAGE], {}),
+        ("does not broadcast 1x8x8x4 and 8x4", "ADD", [_IMAGE, _t((8, 4))], [_IMAGE], {}),
+        ("", "MUL", [_t((1, 8, 8, 4), "INT8"), _t((1, 4), "INT8")], [_IMAGE], {"version": 3}),
+        (
+            "a scale for each channel",
+            *("ABS", [_t((1, 8, 8, 4), "INT8", channels=True)], [_IMAGE], {}),
+        ),
+        ("its beta is not 1", "SOFTMAX", [_IMAGE], [_IMAGE], {"options": {"Beta": 2.0}}),
+        ("", "SOFTMAX", [_IMAGE], [_IMAGE], {"options": {"Beta": 1.0}}),
+        ("axes are no constant int32", "MEAN", [_IMAGE, _t((2,), "INT64", True)], [_t((1, 4))], {}),
+        ("", "MEAN", [_IMAGE, _t((2,), "INT32", True)], [_t((1, 4))], {}),
+        ("pads others", "PAD", [_IMAGE, _t((5, 2), "INT32", True)], [_IMAGE], {}),
+        ("elsewhere than into one CAST", "GREATER", [_IMAGE, _IMAGE], [_t((1, 4), "BOOL")], {}),
+        (
+            "activation is SIGN_BIT",
+            "CONV_2D",
+            [_IMAGE, _KERNEL_],
+            [_IMAGE],
+            {"options": {"FusedActivationFunction": 5}},
+        ),
+        ("", "Resampler", [_IMAGE, _IMAGE], [_IMAGE], {"custom": True}),
+    ],
+)
+def test_a_rule_of_the_gpu_delegate(expected, name, inputs, outputs, settings):
+    found = _gpu(name, inputs, outputs, **settings)
+    assert re.search(expected, found) if expected else found == ""
+
+
+def test_half_weights_go_along_with_all_or_stay():
+    """They are on the GPU if all is; the weights themselves are read there in any case."""
+    half, image = _t((4, 1, 1, 4), "FLOAT16", True), _IMAGE
+    tensors = [
+        {"dtype": kind, "shape": shape, "constant": constant, "quantization": None}
+        for kind, shape, constant, _ in (half, _t((4, 1, 1, 4), constant=True), image, image)
+    ]
+    ops = [
+        {"name": "DEQUANTIZE", "inputs": [0], "outputs": [1]},
+        {"name": "CONV_2D", "inputs": [2, 1], "outputs": [3]},
+    ]
+    ops = [{"version": 1, "custom": False, "options": {}} | op for op in ops]
+    assert refusals(ops, tensors) == ["", ""]
+    ops[1]["version"] = 9
+    first, second = refusals(ops, tensors)
+    assert first.startswith("float16 weights") and "version 9" in second
+
+
+@pytest.mark.parametrize("name", [*REASONS, "odd"])
+def test_pieces_are_those_that_the_runtime_makes(name, inspections):
+    """Of what XNNPACK takes here: the same rule as for a GPU."""
+    inspection = inspections[name]
+    ops = [{"inputs": op.inputs, "outputs": op.outputs} for op in inspection.operations]
+    pieces = pieces_of(ops, [op.piece is not None for op in inspection.operations])
+    assert len(pieces) == inspection.pieces
+    assert {frozenset(piece) for piece in pieces} == {
+        frozenset(op.index for op in inspection.operations if op.piece == number)
+        for number in range(inspection.pieces)
+    }
+
+
+def test_the_program_of_a_target(files, capsys):
+    flags = f"--target=gpu --require_full {files['odd']}"
+    done = run_here("tflite.programs.inspect", flags, capsys)
+    assert done.code == 3
+    assert "9 of 14 operations outside" in done.stdout
+    assert "the GPU delegate slices 3 or 4" in done.stdout
+    for target, name in (("gpu", "int8"), ("cpu", "float")):
+        flags = f"--target={target} --require_full {files[name]}"
+        assert run_here("tflite.programs.inspect", flags, capsys).code in (None, 0)
+    assert run_here("tflite.programs.inspect", f"--require_full {files['int8']}", capsys).code == 3
 
 
 @pytest.mark.parametrize("name", [name for name in REASONS if name != "batch"])

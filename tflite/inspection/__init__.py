@@ -88,6 +88,8 @@ class Operation:
         oldest_runtime: the oldest TensorFlow Lite that has this version; None if not known.
         piece: the number of the delegate piece that runs it here; None if none does.
         reason: why none does; "" if one does, or if this is not known.
+        gpu_reason: why the GPU delegate would not run it; "" if it would
+            (`kapps.tflite.inspection.gpu`).
     """
 
     index: int
@@ -99,6 +101,10 @@ class Operation:
     oldest_runtime: str | None
     piece: int | None
     reason: str
+    gpu_reason: str
+
+
+TARGETS = ("cpu", "gpu")
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,19 @@ class Inspection:
         """The operations of the main graph that no delegate piece runs, each with its reason."""
         return tuple(op for op in self.operations if op.piece is None and op.reason)
 
+    def refused(self, target: str = "cpu") -> tuple[tuple[Operation, str], ...]:
+        """The operations of the main graph that a target does not take, each with the reason.
+
+        Args:
+            target: "cpu", XNNPACK, on which it was tried here; or "gpu", TensorFlow Lite's GPU
+                delegate, by its rules (`kapps.tflite.inspection.gpu`).
+        """
+        if target not in TARGETS:
+            raise InputError(f"unknown target {target!r}: {', '.join(TARGETS)}")
+        if target == "cpu":
+            return tuple((op, op.reason) for op in self.fallen_off)
+        return tuple((op, op.gpu_reason) for op in self.operations if op.gpu_reason)
+
     @property
     def oldest_runtime(self) -> str | None:
         """The oldest TensorFlow Lite that loads the file; None if nothing tells it.
@@ -218,9 +237,13 @@ class Inspection:
         return file_facts.variant(self.subgraphs[0], Path(self.path).stem, said)
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, target: str = "cpu") -> str:
+        """All of it for people, with what a target does not take; see `refused`."""
         from kapps.tflite.inspection.text import text
 
-        return text(self)
+        return text(self, target)
 
     def to_json(self) -> dict[str, Any]:
         """All of it, and what follows from it, as what `json.dumps` takes."""
@@ -230,6 +253,7 @@ class Inspection:
             "oldest_runtime": self.oldest_runtime,
             "unknown_age": self.unknown_age,
             "fallen_off": [op.index for op in self.fallen_off],
+            "refused_by_gpu": [op.index for op, _ in self.refused("gpu")],
             "float_operations": [op.index for op in self.float_operations],
         }
 

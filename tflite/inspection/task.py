@@ -16,6 +16,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kapps._errors import InputError, one_line
 from kapps.tflite.file_facts import TYPES, buffer_bytes, is_custom, operator_name
+from kapps.tflite.inspection.gpu import refusals
+from kapps.tflite.inspection.options import options_of
 from kapps.tflite.inspection.reasons import reason
 from kapps.tflite.inspection.versions import oldest_runtime
 from kapps.tflite.interpreter import NoSize, delegated, load_interpreter, operations
@@ -208,6 +210,7 @@ def _operation(root: Any, operator: Any, index: int, tensors: list[Any]) -> dict
         "outputs": _indices(operator.OutputsAsNumpy(), len(tensors)),
         "oldest_runtime": None if custom else oldest_runtime(name, code.Version()),
         "stride": _stride(root, operator, name, tensors),
+        "options": {} if custom else options_of(operator, name),
         "piece": None,
         "reason": "",
     }
@@ -259,7 +262,7 @@ def _delegate(described: list[dict[str, Any]], running: list[dict[str, Any]]) ->
 
 
 def _explain(graph: dict[str, Any], *, delegated: bool) -> None:
-    """Says of what is in no delegate piece why."""
+    """Says of what is in no delegate piece why, and of what the GPU's would not take."""
     tensors = graph["tensors"]
     constants = {t["index"] for t in tensors if t["constant"]}
     for op in graph["operations"]:
@@ -272,6 +275,11 @@ def _explain(graph: dict[str, Any], *, delegated: bool) -> None:
         stride = op.pop("stride")
         if op["piece"] is None and (delegated or op["custom"]):
             op["reason"] = reason(op["name"], op["custom"], inputs, outputs, stride)
+    known = [{**t, "constant": t["index"] in constants} for t in tensors]
+    for op, why in zip(graph["operations"], refusals(graph["operations"], known), strict=True):
+        op["gpu_reason"] = why
+    for op in graph["operations"]:
+        del op["options"]
     for tensor in tensors:
         del tensor["buffer"]
 

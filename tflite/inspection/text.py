@@ -13,10 +13,10 @@ _MOST_TEXT = 120  # characters of a text of the file
 _MOST_LINES = 20  # of one list; --json has all
 
 
-def text(inspection: Inspection) -> str:
+def text(inspection: Inspection, target: str = "cpu") -> str:
     parts = [
-        _summary(inspection),
-        _table("Outside the delegate", *_fallen_off(inspection)),
+        _summary(inspection, target),
+        _table("Outside the delegate", *_fallen_off(inspection, target)),
         _table("In float", *_floats(inspection)),
         _table("Operations", *_operations(inspection)),
         _table("Quantization of the constants", *_quantization(inspection)),
@@ -25,7 +25,7 @@ def text(inspection: Inspection) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _summary(inspection: Inspection) -> str:
+def _summary(inspection: Inspection, target: str) -> str:
     i = inspection
     named = i.weight_bytes + i.metadata_bytes + i.attached_bytes
     rows = [
@@ -40,7 +40,7 @@ def _summary(inspection: Inspection) -> str:
         for t in tensors:
             rows.append((kind, f"{t}  {t.quantization or 'not quantized'}  ({t.name})"))
     rows += [
-        ("delegate", _delegate(i)),
+        ("delegate", _delegate(i) if target == "cpu" else _gpu(i)),
         ("variant", i.variant),
         ("arithmetic", _arithmetic(i)),
         ("loads on", _runtimes(i)),
@@ -62,6 +62,14 @@ def _delegate(i: Inspection) -> str:
     off, all_ops = len(i.fallen_off), len(i.operations)
     pieces = f"{i.pieces} piece{'s' * (i.pieces != 1)}"
     return f"XNNPACK of {i.runtime}: {pieces}, {off or 'none'} of {all_ops} operations outside"
+
+
+def _gpu(i: Inspection) -> str:
+    off, all_ops = len(i.refused("gpu")), len(i.operations)
+    return (
+        f"GPU of TensorFlow Lite, by its rules of August 2026 and not tried: {off or 'none'} of "
+        f"{all_ops} operations outside"
+    )
 
 
 def _arithmetic(i: Inspection) -> str:
@@ -87,8 +95,9 @@ def _runtimes(i: Inspection) -> str:
     return told
 
 
-def _fallen_off(i: Inspection) -> tuple[list[str], list[list[str]]]:
-    groups = collections.Counter((op.name, _types(i, op), op.reason) for op in i.fallen_off)
+def _fallen_off(i: Inspection, target: str) -> tuple[list[str], list[list[str]]]:
+    refused = i.refused(target)
+    groups = collections.Counter((op.name, _types(i, op), why) for op, why in refused)
     rows = [[str(n), *key] for key, n in groups.most_common()]
     return ["count", "operation", "output", "reason"], rows
 
