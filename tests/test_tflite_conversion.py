@@ -14,7 +14,7 @@ from keras import layers
 from tflite_net import LABELS, small_net, smooth_images
 
 import kapps
-from kapps import InputError
+from kapps import InputError, _layers, custom_layers
 from kapps._block_skipping import any_depth
 from kapps.tflite import QUANTIZATIONS, ConversionError, Runner, convert, read_metadata
 from kapps.tflite import conversion as conversion_module
@@ -188,7 +188,10 @@ def test_the_model_is_left_as_it_was(net, conversions):
 
 
 # One of each kind that is made for phones; they take 32 pixels.
-PHONE = ("EfficientNetLite0", "LeNet5", "MobileNetV3Small", "ShuffleNetV2_x0_5")
+PHONE = (
+    *("EfficientNetLite0", "LeNet5", "MobileNetV3Small", "MobileNetV4ConvSmall"),
+    "ShuffleNetV2_x0_5",
+)
 
 
 @pytest.mark.slow
@@ -206,6 +209,7 @@ def test_phone_models_convert(name, digits, tmp_path, mediapipe_agrees):
         }
         if quantization == "float32":
             assert result.verification.max_error < 1e-5
+        if quantization == "float32" or name == "MobileNetV4ConvSmall":
             assert Runner(result.path).delegate_pieces == 1
     files = [tmp_path / f"{quantization}.tflite" for quantization in ("float32", "int8")]
     mediapipe_agrees(files, images[:4])
@@ -365,6 +369,30 @@ def test_an_operation_without_int8_form_stays_float_and_is_named(sine_net, digit
         sine_net, tmp_path / "net.tflite", quantization="int8", calibration=images, io="uint8"
     )
     assert result.float_operations == ("SIN in layer 'block_1_sine'",)
+
+
+def test_attention_and_gelu_leave_an_int8_file_in_one_piece(digits, tmp_path):
+    """XNNPACK takes them in float only; the softmax at the end, in integers, cuts nothing."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    x = custom_layers.ImageNormalization(0.5, 0.5, name="normalization")(image)
+    x = shortcut = _layers.act(_layers.conv(x, 8, 3, "stem", stride=2), "gelu", "act")
+    maps = [_layers.conv(x, n, 1, name) for name, n in (("query", 8), ("key", 4), ("value", 4))]
+    x = custom_layers.MultiQueryAttention(2, name="attention")(maps)
+    x = custom_layers.LayerScale(0.5, name="scale")(_layers.conv(x, 8, 1, "output"))
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Add(name="add")([x, shortcut]))
+    model = keras.Model(image, _layers.dense(10 * x, 10, "head", "softmax"), name="attentive")
+    images = digits[1][0][:32]
+    result = convert(model, tmp_path / "net.tflite", quantization="int8", calibration=images)
+    assert result.float_operations == (
+        "GELU in layer 'act'",
+        "BATCH_MATMUL in layer 'attention'",
+        "SOFTMAX in layer 'attention'",
+        "BATCH_MATMUL in layer 'attention'",
+    )
+    runner = Runner(result.path)
+    assert runner.delegate_pieces == 1 and runner.input_dtype == np.uint8
+    np.testing.assert_allclose(runner.predict(images), predict(model, images), atol=0.05)
 
 
 def test_an_operation_without_int16_form_names_the_layer(sine_net, digits, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
-from tflite_net import nine, small_net
+from tflite_net import phone_nets, small_net
 
 import kapps
 from kapps import InputError, _layers, shufflenet_v2
@@ -117,10 +117,10 @@ def test_all_passes_together(quantization, net, digits):
 
 
 # Each with something of its own: hard-swish and gates; a shuffle that crosses groups; one that a
-# pass removes; ReLU6 throughout. The others of the nine are made of the same.
+# pass removes; ReLU6 throughout. The others are made of the same.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", nine("EfficientNetLite0", "MobileNetV3Small", "ShuffleNet", "ShuffleNetV2_x0_5")
+    "name", phone_nets("EfficientNetLite0", "MobileNetV3Small", "ShuffleNet", "ShuffleNetV2_x0_5")
 )
 def test_every_pass_is_exact_on_the_nets(name):
     keras.utils.set_random_seed(0)

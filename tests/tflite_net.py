@@ -12,16 +12,17 @@ from kapps import _layers, custom_layers
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # The networks that are made for phones.
-_NINE = (
+_NETS = (
     *("MobileNetV3Small", "ShuffleNet", "ShuffleNetV2_x0_5", "EfficientNetB0"),
     *("MobileNet", "MobileNetV2", "MobileNetV3Large", "EfficientNetLite0", "EfficientNetV2B0"),
+    "MobileNetV4ConvSmall",
 )
 
 
-def nine(*often: str) -> list[object]:
+def phone_nets(*often: str) -> list[object]:
     """Their names, as a test's parameters: those that are not among `often` run at night."""
     return [
-        name if name in often else pytest.param(name, marks=pytest.mark.nightly) for name in _NINE
+        name if name in often else pytest.param(name, marks=pytest.mark.nightly) for name in _NETS
     ]
 
 

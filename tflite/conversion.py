@@ -69,7 +69,8 @@ class Conversion:
     """A file that was written, and how it compares to the model that it came from.
 
     `float_operations` names what an int8 or int16x8 file still computes in float, such as "SIN in
-    layer 'odd'", since the runtime has no integer form of it.
+    layer 'odd'", since the runtime has no integer form of it; or none that its delegate takes, as
+    of GELU and of attention, where the way out of the delegate costs more than floats do.
     """
 
     path: Path

@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from kapps.tflite.file_facts import better_in_float, read_graph
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -74,7 +76,8 @@ def calibrate_by(converter: Any, calibrate: Callable[[bytes], bytes]) -> bool:
     """Has the quantizer take the ranges that `calibrate` adds to the file of floats.
 
     In the place of TensorFlow's calibrator, which has copies of the whole file in memory, and looks
-    at the inputs of an operation after it as well: a sum may lie there by then.
+    at the inputs of an operation after it as well: a sum may lie there by then. And it leaves in
+    float what is better there (`file_facts.better_in_float`).
 
     Returns:
         Whether it does: the place is private to the converter.
@@ -85,12 +88,16 @@ def calibrate_by(converter: Any, calibrate: Callable[[bytes], bytes]) -> bool:
 
     def quantize(content: bytes, input_type: Any, output_type: Any, *args: Any) -> bytes:
         _, _, _, variables, debug_options = args
+        graph = read_graph(content)
         return bytes(
             mlir_quantize(
                 calibrate(content),
                 converter._experimental_disable_per_channel,
                 input_data_type=input_type,
                 output_data_type=output_type,
+                denylisted_nodes={
+                    graph.tensors[op.outputs[0]].name for op in better_in_float(graph)
+                },
                 enable_variable_quantization=variables,
                 disable_per_channel_for_dense_layers=(
                     converter._experimental_disable_per_channel_quantization_for_dense_layers

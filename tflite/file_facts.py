@@ -168,6 +168,27 @@ def float_operations(graph: Graph[_Op]) -> list[_Op]:
     ]
 
 
+def better_in_float(graph: Graph[_Op]) -> list[_Op]:
+    """The operations of a file of floats that XNNPACK does not take as integers, but as floats.
+
+    They are GELU, the matrix product of two tensors that are computed, and the softmax that goes
+    into one: attention. Each would cut the graph in LiteRT 2.3.0.
+    """
+    products = [
+        op
+        for op in graph.operations
+        if op.name == "BATCH_MATMUL" and not any(graph.tensors[t].constant for t in op.inputs)
+    ]
+    multiplied = {tensor for op in products for tensor in op.inputs}
+    return [
+        op
+        for op in graph.operations
+        if op.name == "GELU"
+        or (op.name == "SOFTMAX" and op.outputs[0] in multiplied)
+        or any(op is product for product in products)
+    ]
+
+
 def too_fine(graph: PlainGraph) -> list[PlainOperation]:
     """The integer operations whose output is to be so fine that no kernel can compute it.
 
