@@ -15,6 +15,7 @@ import socket
 import struct
 import subprocess
 import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ _VERSION = 0x01000001  # in which checksums are not looked at
 _TOKEN = 1  # the kind of AUTH message that asks for a signature
 _STDOUT, _STDERR, _EXIT = 1, 2, 3
 _FOLDERS = ("/data/local/tmp", "/sys/devices")  # of the phone, which lie below `Phone.folder`
+
+GETPROP = """case $1 in
+  ro.product.manufacturer) echo Google;;
+  ro.product.model) echo 'Pixel 8';;
+  ro.build.version.release) echo 14;;
+  ro.product.cpu.abilist) echo arm64-v8a,armeabi-v7a,armeabi;;
+  ro.product.cpu.abi) echo arm64-v8a;;
+  *) echo;;
+esac"""
 
 UNPLUG = "UNPLUG"  # a command that prints this loses its phone
 
@@ -37,8 +47,27 @@ def require():
         pytest.skip(message)
 
 
+@contextlib.contextmanager
+def server(home: Path) -> Iterator[None]:
+    """An adb server of its own, far from the ports on which adb looks for emulators."""
+    require()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+        monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+        subprocess.run(["adb", "start-server"], check=True, capture_output=True, timeout=60)
+        yield
+        subprocess.run(["adb", "kill-server"], check=True, capture_output=True, timeout=60)
+
+
 class Phone:
-    """The daemon. `folder`/bin holds the phone's own commands, `space` is its disk's, in bytes."""
+    """The daemon. `folder`/bin holds the phone's own commands, `space` is its disk's, in bytes.
+
+    Its commands run on this machine unless `wrapped` says how they run elsewhere, with the rest of
+    the PATH and more of the environment.
+    """
 
     def __init__(
         self,
@@ -47,8 +76,13 @@ class Phone:
         trusts: bool = True,
         space: int = 1 << 30,
         features: str = "shell_v2,cmd",
+        wrapped: Callable[[list[str]], list[str]] = lambda command: command,
+        path: str = "/usr/bin:/bin",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.space, self.features = folder, space, features
+        self.wrapped = wrapped
+        self.environment = {"PATH": f"{folder}/bin:{path}", **(environment or {})}
         self._trusts = trusts
         for name in ("bin", *(below[1:] for below in _FOLDERS)):
             (folder / name).mkdir(parents=True)
@@ -159,11 +193,10 @@ class _Stream:
 
 
 def _shell(phone: Phone, stream: _Stream, line: str) -> None:
-    environment = {**os.environ, "PATH": f"{phone.folder}/bin:/usr/bin:/bin"}
+    variables = [f"{name}={value}" for name, value in phone.environment.items()]
+    inside = ["env", f"--chdir={phone.folder}", *variables, "sh", "-c", phone.local(line)]
     with subprocess.Popen(
-        ["sh", "-c", phone.local(line)],
-        cwd=phone.folder,
-        env=environment,
+        phone.wrapped(inside),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

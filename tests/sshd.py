@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,29 @@ def require():
 
 
 class Board:
-    """The daemon, a client's config for it in `config`, and a home for what it runs."""
+    """The daemon, a client's config for it in `config`, and a home for what it runs.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of all its files.
+        wrapped: the command that runs another on the board, if that is not this machine.
+        path: the board's PATH, behind its `bin`.
+        environment: of what runs there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        wrapped: Callable[[list[str]], list[str]] = lambda command: command,
+        path: str = "/usr/bin:/bin",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.bin = folder / "bin"
         self.home.mkdir()
         self.bin.mkdir()
+        self._wrapped, self._environment = wrapped, environment or {}
         for key in ("host_key", "user_key", "other_key"):
             _keygen(folder / key)
         self.port = _free_port()
@@ -47,7 +63,9 @@ class Board:
             f"AuthorizedKeysFile {folder}/authorized_keys\nPidFile none\nUsePAM no\n"
             "StrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             "PermitRootLogin prohibit-password\nLogLevel ERROR\nPermitUserEnvironment no\n"
-            f"SetEnv PATH={self.bin}:/usr/bin:/bin HOME={self.home} TMPDIR={self.home}\n"
+            f"SetEnv PATH={self.bin}:{path} HOME={self.home} TMPDIR={self.home}"
+            + "".join(f" {name}={value}" for name, value in self._environment.items())
+            + "\n"
         )
         self.write_config("user_key")
         self.know_host("host_key")
@@ -78,7 +96,8 @@ class Board:
     def start(self) -> None:
         with (self.folder / "sshd.log").open("ab") as log:
             self._server = subprocess.Popen(
-                [_SSHD, "-D", "-e", "-f", self.folder / "sshd_config"],
+                self._wrapped([_SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]),
+                env=os.environ | self._environment,
                 stderr=log,
                 start_new_session=True,
             )

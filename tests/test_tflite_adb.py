@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import signal
-import socket
 import stat
 import struct
 import subprocess
@@ -62,18 +61,9 @@ echo 'count=50 first=1300 curr=1210 min=1100 max=1600 avg=1.25e+03 std=41'
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    """An adb server of its own, far from the ports on which adb looks for emulators."""
-    adb_daemon.require()
-    home = tmp_path_factory.mktemp("adb")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("HOME", str(home))
-        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
-        monkeypatch.delenv("ANDROID_SERIAL", raising=False)
-        subprocess.run(["adb", "start-server"], check=True, capture_output=True, timeout=60)
+    """An adb server of its own."""
+    with adb_daemon.server(tmp_path_factory.mktemp("adb")):
         yield
-        subprocess.run(["adb", "kill-server"], check=True, capture_output=True, timeout=60)
 
 
 @pytest.fixture
@@ -84,7 +74,7 @@ def connect(client, tmp_path):
     def make(**settings):
         phone = adb_daemon.Phone(tmp_path / f"phone{len(phones)}", **settings)
         phones.append(phone)
-        phone.command("getprop", GETPROP)
+        phone.command("getprop", adb_daemon.GETPROP)
         phone.command("cmd", 'echo "$*" >> fixed; [ "$1" = power ]')
         phone.command("dumpsys", "echo 'IsStatusOverride: false'; echo 'Thermal Status: 0'")
         phone.command("taskset", 'echo "$1" >> masks; shift; exec "$@"')
@@ -99,16 +89,6 @@ def connect(client, tmp_path):
     _adb("disconnect")  # all of them
     for phone in phones:
         phone.unplug()
-
-
-GETPROP = """case $1 in
-  ro.product.manufacturer) echo Google;;
-  ro.product.model) echo 'Pixel 8';;
-  ro.build.version.release) echo 14;;
-  ro.product.cpu.abilist) echo arm64-v8a,armeabi-v7a,armeabi;;
-  ro.product.cpu.abi) echo arm64-v8a;;
-  *) echo;;
-esac"""
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from kapps._errors import InputError, one_line
 from kapps.tflite.measurement import benchmark_tool
 from kapps.tflite.measurement.benchmark_tool import Settings
 from kapps.tflite.measurement.latency import Latency
+from kapps.tflite.measurement.machine import machine
 from kapps.tflite.measurement.transport import Completed, quoted
 
 _ROOT = "/data/local/tmp"  # the one folder from which adb's user may run programs
@@ -263,9 +264,11 @@ def measure(
     )
     device = f"{maker} {model}".strip() or "an Android device"
     tool = _checked_binary(binary, abis.split(",") if abis else [abi], phone.name)
+    processor = machine(phone)
+    settings = processor.settings(settings)
     heat = _cool_down(phone)
     with _fixed_performance(phone) as fixed:
-        return benchmark_tool.measure_remote(
+        found = benchmark_tool.measure_remote(
             phone,
             paths,
             settings,
@@ -275,6 +278,7 @@ def measure(
             state=lambda: {"thermal state": _thermal_state(phone)[1]},
             notes={"fixed-performance mode": fixed, "cooled down": heat},
         )
+    return [processor.result(each) for each in found]
 
 
 def _checked_binary(binary: str | os.PathLike[str] | None, abis: Sequence[str], name: str) -> Path:

@@ -109,12 +109,15 @@ def _over_ssh(
 ) -> list[Latency]:
     """By `benchmark_model`, if it is given or there; by the board's Python, if not."""
     from kapps.tflite.measurement import board, ssh
+    from kapps.tflite.measurement.machine import machine
 
     with ssh.Ssh(host) as connection:
+        processor = machine(connection)
+        settings = processor.settings(settings)
         if binary is not None or board.has_tool(connection):
             tool = None if binary is None else latency.existing([binary])[0]
             with board.remote_folder(connection) as folder:
-                return benchmark_tool.measure_remote(
+                found = benchmark_tool.measure_remote(
                     connection,
                     paths,
                     settings,
@@ -124,6 +127,7 @@ def _over_ssh(
                     state=lambda: board.state_words(board.board_state(connection)),
                     notes={},
                 )
+            return [processor.result(each) for each in found]
         if settings.accelerator != "cpu":
             raise InputError(
                 f"{connection.name} has no benchmark_model, and without it no "
@@ -145,7 +149,7 @@ def _over_ssh(
             "cores": ", ".join(map(str, run.cpus)) or "not pinned",
             **benchmark_tool.changes(board.state_words(run.before), board.state_words(run.after)),
         }
-    return [
+    found = [
         Latency.of_samples(
             Path(path),
             file.samples_ms,
@@ -165,6 +169,7 @@ def _over_ssh(
         )
         for path, (sha256, size_bytes), file in zip(paths, run.identities, run.files, strict=True)
     ]
+    return [processor.result(each) for each in found]
 
 
 # On the screen.
@@ -188,7 +193,11 @@ def table(results: Sequence[Latency]) -> str:
             _HEADER, [_cells(member) for member in members], right=range(1, len(_HEADER))
         )
         where = [placement_line(member) for member in members]
-        parts.append("\n".join([what, f"milliseconds; {rule}", *notes, "", rows, "", *where]))
+        if members[0].emulated:
+            rule = "no times: they would be the emulator's; verified: each file runs there"
+        else:
+            rule = f"milliseconds; {rule}"
+        parts.append("\n".join([what, rule, *notes, "", rows, "", *where]))
     return "\n\n\n".join(parts)
 
 
@@ -288,6 +297,12 @@ def _result(path: str | os.PathLike[str], number: int, values: Any) -> Latency:
         raise InputError(f"{at}: its percentiles do not rise: {told}")
     if result.placement is not None and result.placement.is_contradictory:
         raise InputError(f"{at}: its placement contradicts itself: {result.placement.share}")
+    times = (*percentiles, result.mean_ms, result.std_ms, result.initialization_ms)
+    if result.emulated and (any(time is not None for time in times) or result.samples_ms):
+        raise InputError(f"{at}: times of an emulated device, which mean nothing")
+    for name in ("mean_ms", "std_ms"):
+        if getattr(result, name) is None and not result.emulated:
+            raise InputError(f"{at}.{name}: expected a time, got null")
     if result.samples_ms and len(result.samples_ms) != result.runs:
         raise InputError(f"{at}: {result.runs} runs and {len(result.samples_ms)} samples")
     return result

@@ -56,7 +56,7 @@ class Latency:
 
     A device's own tool keeps no samples and tells no p90 and no p99, and old builds of it no median
     either: those are None then. It is launched several times, and each figure is the median over
-    the launches.
+    the launches. Of an emulated device no time is told at all: all of them are None.
 
     Attributes:
         file: the file.
@@ -89,8 +89,8 @@ class Latency:
     p50_ms: Milliseconds | None
     p90_ms: Milliseconds | None
     p99_ms: Milliseconds | None
-    mean_ms: Milliseconds
-    std_ms: Milliseconds
+    mean_ms: Milliseconds | None
+    std_ms: Milliseconds | None
     initialization_ms: Milliseconds | None
     delegate_pieces: Number | None
     accelerator: Line = "cpu"
@@ -106,6 +106,11 @@ class Latency:
     versions: Mapping[str, Line] = field(default_factory=dict)
     date: Line = ""
     placement: Placement | None = None
+
+    @property
+    def emulated(self) -> bool:
+        """Whether an emulator ran the file, so that there are no times."""
+        return "emulated" in self.notes
 
     @classmethod
     def of_samples(

@@ -349,7 +349,7 @@ def _facts(overview: Overview) -> dict[str, str]:
             "they differ in settings, so that each has a table of its own: compare within one only"
         )
     facts["Placed"] = "how many of the file's operations ran on what was asked for"
-    facts[_MISSING] = "not measured, or not told by the device's tool"
+    facts[_MISSING] = "not measured, not told by the device's tool, or emulated time"
     return facts
 
 
