@@ -316,6 +316,21 @@ def test_the_newer_tool(phone, files, tool, tmp_path):
     _assert_clean(phone, tmp_path)
 
 
+def test_a_profile(phone, files, tool, tmp_path):
+    """Of a launch of its own, whose times do not count."""
+    rows = [("CONV_2D", 3.0, "[x]:0"), ("TfLiteGpuDelegateV2", 4.0, "[y]:66")]
+    slow = tool_texts.COUNTS.replace("=7430", "=99999")
+    profiled = _prints(slow + tool_texts.CLASSIC_END + tool_texts.classic_profile(rows))
+    plain = _prints(tool_texts.COUNTS + tool_texts.CLASSIC_END)
+    script = f'case "$*" in *--enable_op_profiling=true*)\n{profiled};;\n*)\n{plain};;\nesac\n'
+    results = _measure(files, tool(script), launches=2, profile=True)
+    for result in results:
+        assert [each.operation for each in result.profile] == ["TfLiteGpuDelegateV2", "CONV_2D"]
+        assert (result.p50_ms, result.launches) == (7.43, 2)
+    assert len((phone.folder / "data/local/tmp/log").read_text().splitlines()) == 6
+    _assert_fails(files, tool(plain), "prints no profile", phone, tmp_path, profile=True)
+
+
 def test_the_newer_tool_has_no_nnapi(phone, files, tool, tmp_path):
     script = _prints(tool_texts.unconsumed("--use_nnapi=true") + tool_texts.COUNTS, NEWER_END)
     message = "NNAPI is deprecated since Android 15, and LiteRT's benchmark_model has no flag for"

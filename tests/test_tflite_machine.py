@@ -18,6 +18,7 @@ from kapps.tflite.measurement.benchmark import read_results, table, to_json
 from kapps.tflite.measurement.benchmark_tool import Settings
 from kapps.tflite.measurement.latency import STOP_RULES, Latency
 from kapps.tflite.measurement.machine import Machine, machine
+from kapps.tflite.measurement.profile import Profiled
 from kapps.tflite.measurement.transport import Completed
 
 
@@ -145,8 +146,10 @@ def test_a_real_device_keeps_its_times(measured):
 def test_an_emulated_device_has_no_times(measured, tmp_path):
     settings = EMULATED.settings(Settings(1, "cpu", STOP_RULES["mlperf"], 5, time_limit=60))
     assert (settings.stop_rule.runs, settings.stop_rule.seconds, settings.launches) == (1, 0, 1)
+    measured = dataclasses.replace(measured, profile=(Profiled("CONV_2D", "a", 1.5),))
     result = EMULATED.result(measured)
     assert result.emulated
+    assert not result.profile
     text = to_json([result])
     figures = [value for value in json.loads(text)["results"][0].values() if type(value) is float]
     assert figures == []

@@ -131,3 +131,68 @@ def runtime_info(operations: list[tuple[str, str]]) -> bytes:
         node.delegate_node_details.tflite_node_ids_replaced.extend(members)
     graph.execution_plan.extend(plan)
     return details.SerializeToString()
+
+
+def classic_profile(rows, within=()) -> str:
+    """tensorflow/core/util/stats_calculator.cc, in the frame of
+    tflite/profiling/profile_summary_formatter.cc: rows of (type, ms, name), on stdout.
+
+    `within`: what XNNPACK tells of itself.
+    """
+    text = (
+        "INFO: Profiling Info for Benchmark Initialization:\n"
+        + _stats([("ModifyGraphWithDelegate", 51.2, "ModifyGraphWithDelegate/0", 1)])
+        + "\n\nINFO: Operator-wise Profiling Info for Regular Benchmark Runs:\n"
+        + _stats([(*row, 1) for row in rows])
+        + "\n\n"
+    )
+    if within:
+        text += "Delegate internal: \n" + _stats([(*row, 1) for row in within]) + "\n\n"
+    return text
+
+
+def _stats(rows) -> str:
+    total = sum(row[1] for row in rows)
+    head = (
+        f"\t{'[node type]':>24}\t{'[first]':>9}\t{'[avg ms]':>9}\t{'[%]':>8}\t{'[cdf%]':>8}"
+        f"\t{'[mem KB]':>10}\t{'[times called]':>9}\t[Name]\n"
+    )
+
+    def listed(title, rows):
+        text, so_far = f"{'=' * 30} {title} {'=' * 30}\n{head}", 0.0
+        for kind, ms, name, calls in rows:
+            so_far += ms
+            shares = f"\t{100 * ms / total:7.3f}%\t{100 * so_far / total:7.3f}%"
+            text += f"\t{kind:>24}\t{ms:9.3f}\t{ms:9.3f}{shares}\t{0:10.3f}\t{calls:9d}\t{name}\n"
+        return text
+
+    worst = sorted(rows, key=lambda row: -row[1])
+    return (
+        listed("Run Order", rows)
+        + "\n"
+        + listed("Top by Computation Time", worst)
+        + f"\nNumber of nodes executed: {len(rows)}\n"
+        + f"{'=' * 30} Summary by node type {'=' * 30}\n"
+        + "\t             [Node type]\t  [count]\t  [avg ms]\t    [avg %]\t    [cdf %]\t"
+        + "  [mem KB]\t[times called]\n"
+        + f"\t{rows[0][0]:>24}\t{1:9d}\t{1:10.3f}\t{1:10.3f}%\t{1:10.3f}%\t{0:10.3f}\t{1:9d}\n"
+        + "\nTimings (microseconds): count=160 curr=7430 min=7416 max=7448 avg=7430.2 std=9\n"
+        + f"Memory (bytes): count=0\n{len(rows)} nodes observed\n"
+    )
+
+
+# litert/runtime/profiler_summarizer.cc, on stderr: three lines of what LiteRT 2.3.0 prints of 50
+# runs of an int8 LeNet-5; the calls of the second are those of a network in two pieces.
+NEWER_PROFILE = """INFO: [benchmark_litert_model.h:187] 
+===================================================================== Run Order ======================================================================
+                                                 [node type]    [start]    [first]   [avg ms]        [%]     [cdf%]   [mem KB] [times called]   [Name]
+                                                    QUANTIZE      0.000      0.004      0.003     4.708%     4.708%      0.000             50   [Builtin]:0
+                      Delegate/Convolution (NHWC, QC8) IGEMM      0.000      0.047      0.053    75.036%    79.743%      0.000            100   [Delegate]:0
+                                                     SOFTMAX      0.075      0.001      0.001     0.856%   100.000%      0.000             50   [Builtin]:8
+
+============================================================== Top by Computation Time ===============================================================
+                                                 [node type]    [start]    [first]   [avg ms]        [%]     [cdf%]   [mem KB] [times called]   [Name]
+                      Delegate/Convolution (NHWC, QC8) IGEMM      0.000      0.047      0.053    75.036%    75.036%      0.000            100   [Delegate]:0
+
+Number of nodes executed: 3
+"""  # noqa: E501, W291

@@ -13,6 +13,7 @@ from kapps._errors import InputError, one_line
 from kapps._files import atomic_write
 from kapps.tflite import child, tables
 from kapps.tflite.measurement import benchmark_tool, latency
+from kapps.tflite.measurement import profile as profiling
 from kapps.tflite.measurement.benchmark_tool import ACCELERATORS, LAUNCHES, Settings
 from kapps.tflite.measurement.latency import STOP_RULES, Latency
 from kapps.tflite.results import checked, read_json
@@ -32,6 +33,7 @@ def benchmark(
     launches: int = LAUNCHES,
     binary: str | os.PathLike[str] | None = None,
     input_shape: Sequence[int] | None = None,
+    profile: bool = False,
     time_limit: float = 3600.0,
     progress: Callable[[float], object] = lambda share: None,
 ) -> list[Latency]:
@@ -48,6 +50,8 @@ def benchmark(
         binary: `benchmark_model`, for a phone, or for a board that has neither this tool on its
             PATH nor ai-edge-litert.
         input_shape: of the input of files that take any size, such as (1, 224, 224, 3).
+        profile: whether each file is run once more, for the time of each operation; it counts for
+            no other figure.
         time_limit: seconds after which the measurement is ended. Copying the files to a device, and
             on the host the memory of each file, have limits of their own.
         progress: called now and then with the share that is done, 0 to 1.
@@ -60,7 +64,7 @@ def benchmark(
         raise InputError(f"unknown stop rule {stop_rule!r}: {', '.join(STOP_RULES)}")
     rule = STOP_RULES[stop_rule]
     shape = child.check_input_shape(input_shape)
-    settings = Settings(threads, accelerator, rule, launches, time_limit, progress, shape)
+    settings = Settings(threads, accelerator, rule, launches, time_limit, progress, shape, profile)
     kind, address = parse_device(device)
     if rule.seconds * len(paths) > time_limit:
         raise InputError(
@@ -72,7 +76,7 @@ def benchmark(
             raise InputError(f"the host is measured on its CPU only, not on {accelerator!r}")
         if binary is not None:
             raise InputError("the host is measured by ai-edge-litert: leave --benchmark_binary out")
-        return latency.measure(
+        results = latency.measure(
             paths,
             threads=threads,
             min_runs=rule.runs,
@@ -81,6 +85,15 @@ def benchmark(
             time_limit=time_limit,
             progress=progress,
         )
+        if not profile:
+            return results
+        profiles = profiling.on_host(
+            paths, threads=threads, input_shape=shape, time_limit=time_limit
+        )
+        return [
+            dataclasses.replace(result, profile=profiled)
+            for result, profiled in zip(results, profiles, strict=True)
+        ]
     latency.existing(paths)  # before a device is set to work
     if kind == "adb":
         from kapps.tflite.measurement import adb
@@ -141,6 +154,7 @@ def _over_ssh(
             min_runs=settings.stop_rule.runs,
             min_seconds=settings.stop_rule.seconds,
             input_shape=settings.input_shape,
+            profile=settings.profile,
             time_limit=settings.time_limit,
             progress=settings.progress,
         )
@@ -169,6 +183,11 @@ def _over_ssh(
         )
         for path, (sha256, size_bytes), file in zip(paths, run.identities, run.files, strict=True)
     ]
+    if run.profiles:
+        found = [
+            dataclasses.replace(result, profile=profile)
+            for result, profile in zip(found, run.profiles, strict=True)
+        ]
     return [processor.result(each) for each in found]
 
 
@@ -193,11 +212,16 @@ def table(results: Sequence[Latency]) -> str:
             _HEADER, [_cells(member) for member in members], right=range(1, len(_HEADER))
         )
         where = [placement_line(member) for member in members]
+        shown = [
+            f"\n{one_line(member.file.name)}, by operation:\n{profiling.table(member.profile)}"
+            for member in members
+            if member.profile
+        ]
         if members[0].emulated:
             rule = "no times: they would be the emulator's; verified: each file runs there"
         else:
             rule = f"milliseconds; {rule}"
-        parts.append("\n".join([what, rule, *notes, "", rows, "", *where]))
+        parts.append("\n".join([what, rule, *notes, "", rows, "", *where, *shown]))
     return "\n\n\n".join(parts)
 
 
@@ -298,7 +322,9 @@ def _result(path: str | os.PathLike[str], number: int, values: Any) -> Latency:
     if result.placement is not None and result.placement.is_contradictory:
         raise InputError(f"{at}: its placement contradicts itself: {result.placement.share}")
     times = (*percentiles, result.mean_ms, result.std_ms, result.initialization_ms)
-    if result.emulated and (any(time is not None for time in times) or result.samples_ms):
+    if result.emulated and (
+        any(time is not None for time in times) or result.samples_ms or result.profile
+    ):
         raise InputError(f"{at}: times of an emulated device, which mean nothing")
     for name in ("mean_ms", "std_ms"):
         if getattr(result, name) is None and not result.emulated:

@@ -24,6 +24,7 @@ from kapps.tflite.child import check_time_limit
 from kapps.tflite.measurement import tool_placement
 from kapps.tflite.measurement.latency import Latency, StopRule, identity, now
 from kapps.tflite.measurement.placement import Placement
+from kapps.tflite.measurement.profile import Profiled, of_tool
 from kapps.tflite.measurement.tool_output import (
     NEWER,
     Launch,
@@ -45,6 +46,8 @@ ACCELERATORS = {
 }
 
 _SECONDS = 60.0  # that a short command may take
+# The one is of TensorFlow Lite's tool, the other of LiteRT's; each warns of the one it lacks.
+_PROFILING = ("--enable_op_profiling=true", "--use_profiler=true")
 _WARMUP = ("--warmup_runs=8", "--warmup_min_secs=0.5")
 
 # What lies in a folder that was left over is of no use to anyone: the next run takes it away. A
@@ -97,6 +100,7 @@ class Settings:
         time_limit: seconds after which the measurement is ended.
         progress: called now and then with the share that is done, 0 to 1.
         input_shape: of the input of files that take any size; None if they take one.
+        profile: whether each file is launched once more, for the time of each operation.
 
     Raises:
         InputError: a number is too small or too large, or there is no such accelerator.
@@ -109,6 +113,7 @@ class Settings:
     time_limit: float
     progress: Callable[[float], object] = lambda share: None
     input_shape: Sequence[int] | None = None
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if self.accelerator not in ACCELERATORS:
@@ -173,8 +178,10 @@ def measure_remote(
         found: list[list[Launch]] = [[] for _ in files]
         placed: list[list[_Placed]] = [[] for _ in files]
         tool_name = ""
-        for done in range(launches * len(files)):
-            at = done % len(files)
+        profiles: list[tuple[Profiled, ...]] = [() for _ in files]
+        rounds = launches + settings.profile  # the last one is for the profile
+        for done in range(rounds * len(files)):
+            at, profiling = done % len(files), done >= launches * len(files)
             result, runtime_info = f"{folder}/result", f"{folder}/runtime_info"
             command = [
                 *("sh", "-c", _START, folder, *pin, tool, f"--graph={remote[at]}"),
@@ -188,6 +195,7 @@ def measure_remote(
                 f"--model_runtime_info_output_file={runtime_info}",
                 ACCELERATORS[accelerator][0],
                 *shapes[at],
+                *(_PROFILING if profiling else ()),
             ]
             left = deadline - time.monotonic()
             if left <= 0:
@@ -199,12 +207,16 @@ def measure_remote(
             where = f"{one_line(files[at])} on {transport.name}"
             _judge(completed, where)
             text = f"{completed.stdout}\n{completed.stderr}"
+            if profiling:
+                profiles[at] = profiling_of(text, where)
+                settings.progress((done + 1) / (rounds * len(files)))
+                continue
             _check_flags(text, accelerator, where)
             tool_name = which_tool(text) or tool_name
             told = _taken(transport, runtime_info)
             placed[at].append(_placed(text, told, accelerator, where))
             found[at].append(_launch(_taken(transport, result), completed, where))
-            settings.progress((done + 1) / (launches * len(files)))
+            settings.progress((done + 1) / (rounds * len(files)))
         after = state()
     return [
         _latency(
@@ -215,6 +227,7 @@ def measure_remote(
             size_bytes=size_bytes,
             device=device,
             placed=min(where, key=_took),
+            profile=profile,
             notes={
                 "transport": transport.name,
                 **({"tool": tool_name} if tool_name else {}),
@@ -224,8 +237,8 @@ def measure_remote(
             },
             versions=versions,
         )
-        for file, (sha256, size_bytes), launched, where in zip(
-            files, identities, found, placed, strict=True
+        for file, (sha256, size_bytes), launched, where, profile in zip(
+            files, identities, found, placed, profiles, strict=True
         )
     ]
 
@@ -369,6 +382,21 @@ def _placed(text: str, runtime_info: bytes | None, accelerator: str, where: str)
     return placement, pieces
 
 
+def profiling_of(text: str, where: str) -> tuple[Profiled, ...]:
+    """The profile that the tool has printed.
+
+    Raises:
+        InputError: it has printed none.
+    """
+    profile = of_tool(text)
+    if not profile:
+        raise InputError(
+            f"{where}: this build of benchmark_model prints no profile; leave --profile out, or "
+            "take an official build"
+        )
+    return profile
+
+
 def _took(placed: _Placed) -> float:
     placement, _ = placed
     return -1 if placement is None or placement.placed is None else placement.placed
@@ -424,6 +452,7 @@ def _latency(
     size_bytes: int,
     device: str,
     placed: _Placed,
+    profile: tuple[Profiled, ...],
     notes: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> Latency:
@@ -442,6 +471,7 @@ def _latency(
         initialization_ms=_median(launch.initialization_ms for launch in launches),
         delegate_pieces=placed[1],
         placement=placed[0],
+        profile=profile,
         accelerator=settings.accelerator,
         stop_rule=str(settings.stop_rule),
         launches=len(launches),

@@ -23,9 +23,11 @@ from kapps.tflite.child import check_time_limit
 from kapps.tflite.measurement.benchmark_tool import linux_device, pinning
 from kapps.tflite.measurement.latency import identity
 from kapps.tflite.measurement.placement import Placement, of_operations
+from kapps.tflite.measurement.profile import RUNS, SECONDS, Profiled, of_runs
 from kapps.tflite.measurement.ssh import Ssh, last_line
 
 _SCRIPT = Path(__file__).with_name("on_board.py")
+_PROFILER = Path(__file__).with_name("profile_on_board.py")
 _PREFIX = "kapps-benchmark."
 _MOST_OPERATIONS = 100_000
 _SHORT = 30.0  # seconds for a command that takes none
@@ -106,6 +108,7 @@ class BoardRun:
         cpus: the cores that it ran on: the big ones, if they differ.
         before: the board's state before the first run; `after` likewise.
         files: in the order given; `identities` are their SHA-256 and sizes in bytes.
+        profiles: of each file, if that was asked for.
     """
 
     board: str
@@ -115,6 +118,7 @@ class BoardRun:
     after: BoardState
     files: tuple[BoardFile, ...]
     identities: tuple[tuple[str, int], ...]
+    profiles: tuple[tuple[Profiled, ...], ...]
 
 
 def measure_board(
@@ -129,6 +133,7 @@ def measure_board(
     time_limit: float = 3600.0,
     python: str = "python3",
     sys_folder: str = "/sys",
+    profile: bool = False,
     progress: Callable[[float], object] = lambda share: None,
 ) -> BoardRun:
     """Measures .tflite files with the board's ai-edge-litert, one image at a time, in turns.
@@ -144,6 +149,7 @@ def measure_board(
         time_limit: seconds after which the measurement is ended.
         python: the board's Python.
         sys_folder: where the board's kernel tells of clocks and temperatures.
+        profile: whether each file is run once more, for the time of each operation.
         progress: called now and then with the share that is done, 0 to 1.
 
     Raises:
@@ -195,6 +201,11 @@ def measure_board(
             on_line=on_line,
         )
         after = board_state(ssh, sys_folder)
+        profiles = []
+        for file, remote in zip(files if profile and not done.code else (), names, strict=False):
+            asked = {"path": remote, "threads": threads, "input_shape": input_shape}
+            request.write_text(json.dumps({**asked, "runs": RUNS, "seconds": SECONDS}))
+            profiles.append(_profile(ssh, [*pin, python], folder, request, file, time_limit))
     at = last.get("at")
     at_file = f" at {files[at]}" if type(at) is int and 0 <= at < len(files) else ""
     if isinstance(last.get("error"), str):
@@ -213,7 +224,26 @@ def measure_board(
             f"{ssh.name} sent no valid result ({last_line(repr(error))}); does its Python print "
             "anything by itself?"
         ) from error
-    return BoardRun(name, runtime, cpus, before, after, results, identities)
+    return BoardRun(name, runtime, cpus, before, after, results, identities, tuple(profiles))
+
+
+def _profile(
+    ssh: Ssh, python: list[str], folder: str, request: Path, file: Path, time_limit: float
+) -> tuple[Profiled, ...]:
+    """The profile of one file, by the board's LiteRT."""
+    ssh.push(_PROFILER, f"{folder}/profile.py")
+    ssh.push(request, f"{folder}/request.json")
+    done = ssh.run(
+        [*python, f"{folder}/profile.py", f"{folder}/request.json"], time_limit=time_limit
+    )
+    answer = _json(done.stdout.strip().rpartition("\n")[2])
+    if isinstance(answer.get("error"), str):
+        raise InputError(f"{ssh.name}: no profile of {file}: {last_line(answer['error'])}")
+    try:
+        return of_runs(answer["result"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        said = last_line(done.stderr) or f"exit code {done.code}"
+        raise InputError(f"{ssh.name}: no profile of {file}: {said}") from error
 
 
 def board_state(ssh: Ssh, sys_folder: str = "/sys") -> BoardState:

@@ -22,6 +22,7 @@ from kapps._files import sha256 as sha256_of
 from kapps.tflite import child
 from kapps.tflite.measurement import placement as placing
 from kapps.tflite.measurement.placement import Placement
+from kapps.tflite.measurement.profile import Profiled
 from kapps.tflite.results import Count, Line, Megabytes, Milliseconds, Number, Sha256
 
 # Files take turns, so that all see the same drift of the machine; equally long ones, so that a slow
@@ -80,6 +81,7 @@ class Latency:
         notes: what else bears on the number: cores, clock, thermal state before and after.
         versions: of what measured.
         date: of the measurement, ISO 8601 in UTC.
+        profile: the time of each operation, worst first; empty if that was not asked for.
     """
 
     file: Path
@@ -106,6 +108,7 @@ class Latency:
     versions: Mapping[str, Line] = field(default_factory=dict)
     date: Line = ""
     placement: Placement | None = None
+    profile: tuple[Profiled, ...] = ()
 
     @property
     def emulated(self) -> bool:

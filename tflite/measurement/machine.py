@@ -97,7 +97,7 @@ class Machine:
         """How to measure there: on an emulated device each file only has to run."""
         if not self.emulated:
             return settings
-        return dataclasses.replace(settings, stop_rule=StopRule(1, 0.0), launches=1)
+        return dataclasses.replace(settings, stop_rule=StopRule(1, 0.0), launches=1, profile=False)
 
     def result(self, measured: Latency) -> Latency:
         """What was measured there, with the processor's name, and without times if emulated.
@@ -119,6 +119,7 @@ class Machine:
             peak_memory_mb=None,
             samples_ms=(),
             launch_p50_ms=(),
+            profile=(),
             stop_rule="not timed",
             notes={**measured.notes, "emulated": f"by {self.emulated}"},
         )

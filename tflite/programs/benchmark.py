@@ -11,6 +11,7 @@ Examples:
   kapps-benchmark float32.tflite int8.tflite
   kapps-benchmark --stop_rule=mlperf --output=host.json *.tflite
   kapps-benchmark --device=adb --benchmark_binary=android_aarch64_benchmark_model model.tflite
+  kapps-benchmark --profile int8.tflite
   kapps-benchmark --device=ssh:pi@raspberrypi --threads=4 model.tflite
 """
 
@@ -54,6 +55,9 @@ _TIME_LIMIT = flags.DEFINE_float(
     upper_bound=MOST_SECONDS,
 )
 _INPUT_SHAPE = shape_flag.define()
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "tell the time of each operation as well, from runs of their own"
+)
 _REQUIRE_FULL = flags.DEFINE_bool(
     "require_full",
     False,
@@ -82,6 +86,7 @@ def main(argv: list[str]) -> int:
                 launches=_LAUNCHES.value,
                 binary=_BENCHMARK_BINARY.value,
                 input_shape=_INPUT_SHAPE.value,
+                profile=_PROFILE.value,
                 time_limit=_TIME_LIMIT.value,
                 progress=lambda share: bar.update(round(100 * share) - bar.n),
             )

@@ -19,6 +19,7 @@ from kapps.tflite import accuracy
 from kapps.tflite.measurement.benchmark import FORMAT as BENCHMARK_FORMAT
 from kapps.tflite.measurement.benchmark import MAX_BYTES, parse_results
 from kapps.tflite.measurement.placement import Placement
+from kapps.tflite.measurement.profile import Profiled
 from kapps.tflite.report.page import Section, write_pages
 from kapps.tflite.report.picture import Point, picture
 from kapps.tflite.report.robustness_rows import attacks_of, joined, robustness_sections
@@ -39,6 +40,7 @@ class Timing:
         runs: how many runs were measured.
         delegate_pieces: into how many pieces the delegate took the graph.
         placement: which operations it took.
+        profile: the time of each operation, worst first.
     """
 
     p50_ms: float | None
@@ -47,6 +49,7 @@ class Timing:
     runs: int
     delegate_pieces: int | None
     placement: Placement | None = None
+    profile: tuple[Profiled, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def read_overview(paths: Sequence[str | os.PathLike[str]]) -> Overview:
                 result.runs,
                 result.delegate_pieces,
                 result.placement,
+                result.profile,
             )
             once((sha256, "size"), result.size_bytes, path, f"{file} has one SHA-256 and two sizes")
             once((sha256, column), timing, path, f"two measurements of {file} on {column}")
@@ -200,6 +204,9 @@ def write_overview(overview: Overview, folder: str | os.PathLike[str], *, title:
     if outside := _outside_rows(overview):
         table = Table(_OUTSIDE_HEADER, outside, text_columns=(0, 1, 2, 4, 5))
         sections.append(Section("Outside the accelerator", table))
+    if profiled := _profile_rows(overview):
+        table = Table(_PROFILE_HEADER, profiled, text_columns=(0, 1, 2, 3))
+        sections.append(Section("Slowest operations", table))
     values = {
         "kapps_report": 1,
         "title": title,
@@ -287,6 +294,8 @@ _FILE_HEADER = (
     *("file", "model", "variant", "top-1, %", "size, KiB", "device"),
     *("p50, ms", "p90, ms", "p99, ms", "runs", "placed", "delegate pieces"),
 )
+_PROFILE_HEADER = ("file", "device", "operation", "which", "ms", "share, %")
+_MOST_PROFILED = 10  # rows of a file on a device; report.json has all
 _OUTSIDE_HEADER = ("file", "device", "operation", "count", "ran on", "why")
 
 
@@ -328,6 +337,24 @@ def _outside_rows(overview: Overview) -> list[list[str]]:
         for entry in overview.entries
         for device, timing in entry.timings.items()
         for each in (timing.placement.outside if timing.placement else ())
+    ]
+
+
+def _profile_rows(overview: Overview) -> list[list[str]]:
+    """The slowest operations of each file on each device."""
+    letters = _letters(overview)
+    return [
+        [
+            entry.file,
+            letters[device],
+            each.operation,
+            each.name,
+            f"{each.mean_ms:.3f}",
+            f"{100 * each.share:.1f}",
+        ]
+        for entry in overview.entries
+        for device, timing in entry.timings.items()
+        for each in timing.profile[:_MOST_PROFILED]
     ]
 
 
