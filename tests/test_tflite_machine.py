@@ -146,7 +146,7 @@ def test_a_real_device_keeps_its_times(measured):
 def test_an_emulated_device_has_no_times(measured, tmp_path):
     settings = EMULATED.settings(Settings(1, "cpu", STOP_RULES["mlperf"], 5, time_limit=60))
     assert (settings.stop_rule.runs, settings.stop_rule.seconds, settings.launches) == (1, 0, 1)
-    measured = dataclasses.replace(measured, profile=(Profiled("CONV_2D", "a", 1.5),))
+    measured = dataclasses.replace(measured, profile=(Profiled("CONV_2D", "a", 1.5, 1.0),))
     result = EMULATED.result(measured)
     assert result.emulated
     assert not result.profile
