@@ -12,7 +12,7 @@ from keras import layers
 
 from kapps import InputError
 from kapps.tflite.comparison import LIMITS, Comparison, LayerError, compare_layers, layers_in
-from kapps.tflite.conversion import QUANTIZATIONS
+from kapps.tflite.quantizations import QUANTIZATIONS
 
 pytest_plugins = ["tflite_fixtures"]
 

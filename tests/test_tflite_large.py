@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 from tflite_net import smooth_images
 
-from kapps.tflite import conversion, convert, verification
+from kapps.tflite import content, convert, refinement, verification
 from kapps.tflite.file_facts import read_graph
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.large import NotFound, ranges, stand_ins
@@ -98,12 +98,13 @@ def graph_of(model):
 def test_the_file_is_that_of_the_converter(quantization, groups, tmp_path, monkeypatch):
     """Bit by bit, the weights' rounding included."""
     found = []
+    monkeypatch.setattr(refinement, "STEPS", ())  # of which large networks have none
 
     def remembered(model):
         found.append(stand_ins.with_stand_ins(model))
         return found[-1]
 
-    monkeypatch.setattr(conversion, "with_stand_ins", remembered)
+    monkeypatch.setattr(content, "with_stand_ins", remembered)
     model = net(groups)
     files = []
     for least in (0, 1 << 40):
@@ -131,6 +132,7 @@ def test_dense_layers_are_convolutions(quantization, tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     for weight in model.get_layer("norm").weights:
         weight.assign(random.uniform(0.5, 1.5, weight.shape))
+    monkeypatch.setattr(refinement, "STEPS", ())
     given, operations = [], []
     for least in (0, 1 << 40):
         monkeypatch.setattr(stand_ins, "LEAST_BYTES", least)
@@ -252,10 +254,10 @@ def test_a_kernel_that_the_converter_has_scaled_is_not_found(quantization, monke
     monkeypatch.setattr(stand_ins, "LEAST_BYTES", 0)
     model = run_passes(net(), quantization=quantization)
     whole, stood = stand_ins.with_stand_ins(model)
-    conversion._content(whole, quantization, "float32", None, stood)
+    content._content(whole, quantization, "float32", None, None, stood)
     whole, stood = stand_ins.with_stand_ins(net())
     with pytest.raises(NotFound):
-        conversion._content(whole, quantization, "float32", None, stood)
+        content._content(whole, quantization, "float32", None, None, stood)
 
 
 def outputs_of(model: keras.Model, name: str, values: np.ndarray) -> np.ndarray:
@@ -263,8 +265,9 @@ def outputs_of(model: keras.Model, name: str, values: np.ndarray) -> np.ndarray:
     return part.predict(values, verbose=0)
 
 
-def test_the_ranges_are_those_of_the_network(tmp_path):
+def test_the_ranges_are_those_of_the_network(tmp_path, monkeypatch):
     """TensorFlow's calibrator takes a sum, which lies where a term was, for that term."""
+    monkeypatch.setattr(refinement, "STEPS", ())
     x = image = keras.Input((20, 20, 3))
     x = skip = layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(x)
     x = layers.Conv2D(16, 3, padding="same", name="branch")(x)

@@ -13,7 +13,7 @@ from tflite_net import phone_nets, small_net
 import kapps
 from kapps import InputError, _layers, shufflenet_v2
 from kapps.custom_layers import ChannelShuffle, ImageNormalization
-from kapps.tflite.conversion import _convert
+from kapps.tflite.content import make_content
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.passes import (
     PASSES,
@@ -148,13 +148,13 @@ def test_every_pass_is_exact_on_the_nets(name):
 @pytest.mark.parametrize("quantization", ["float32", "int8"])
 def test_the_delegate_takes_the_file_in_one_piece(quantization, digits, tmp_path):
     model = _randomized(small_net())
-    content = _convert(
+    made = make_content(
         run_passes(model, quantization=quantization),
         quantization,
         "uint8" if quantization == "int8" else "float32",
         digits[0][0][:8],
     )
-    (tmp_path / "net.tflite").write_bytes(content)
+    (tmp_path / "net.tflite").write_bytes(made.content)
     assert Runner(tmp_path / "net.tflite").delegate_pieces == 1
 
 

@@ -8,7 +8,6 @@ from .attack_run import measure_robustness as measure_robustness
 from .comparison import Comparison as Comparison
 from .comparison import LayerError as LayerError
 from .comparison import compare_layers as compare_layers
-from .conversion import QUANTIZATIONS as QUANTIZATIONS
 from .conversion import Conversion as Conversion
 from .conversion import convert as convert
 from .file_comparison import FileComparison as FileComparison
@@ -29,11 +28,14 @@ from .measurement.latency import measure as measure
 from .metadata import Metadata as Metadata
 from .metadata import read_metadata as read_metadata
 from .metadata import weights_sha256 as weights_sha256
+from .mixed import Trade as Trade
+from .mixed import TradePoint as TradePoint
 from .onnx_file import OnnxRunner as OnnxRunner
 from .passes import PASSES as PASSES
 from .passes import Pass as Pass
 from .passes import rgb_input as rgb_input
 from .passes import run_passes as run_passes
+from .quantizations import QUANTIZATIONS as QUANTIZATIONS
 from .report import Confusion as Confusion
 from .report import Overview as Overview
 from .report import Row as Row

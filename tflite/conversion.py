@@ -8,16 +8,14 @@ has to agree with the model on real images before it gets its name.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,51 +24,39 @@ from keras import layers
 import kapps
 from kapps import _hub
 from kapps._block_skipping import any_depth
-from kapps._errors import InputError, unknown
+from kapps._errors import InputError
 from kapps._files import atomic_write, sha256
 from kapps.tflite import file_facts
 from kapps.tflite.classifier import as_classifier
-from kapps.tflite.comparison import layers_in
-from kapps.tflite.file_facts import Content
+from kapps.tflite.content import Made, check_steps, make_content, where
 from kapps.tflite.images import check_images, check_pixels, weaknesses
 from kapps.tflite.interpreter import Runner
-from kapps.tflite.large import NotFound, StandIn, filled, is_large, with_ranges, with_stand_ins
+from kapps.tflite.large import is_large
 from kapps.tflite.memory import give_back_free_memory
 from kapps.tflite.metadata import Metadata, check_labels, weights_sha256, write_with_metadata
+from kapps.tflite.mixed import Trade
 from kapps.tflite.onnx_file import verify_onnx, write_onnx
-from kapps.tflite.passes import run_passes
-from kapps.tflite.passes.graph import in_float32, rebuild, settle, sharing_weights
+from kapps.tflite.passes.graph import in_float32, sharing_weights
+from kapps.tflite.quantizations import (
+    CALIBRATED,
+    IO,
+    Format,
+    Quantization,
+    check_quantization,
+    check_target,
+)
 from kapps.tflite.verification import Verification, probabilities, verify_against
-
-Quantization = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
-"""float16: weights of 16 bits, float arithmetic. dynamic: weights of 8 bits, activations quantized
-as they come. int8: weights and activations of 8 bits, by calibration. int16x8: the same with
-activations of 16 bits, nearly exact, and some ten times slower than int8."""
-
-QUANTIZATIONS: tuple[Quantization, ...] = ("float32", "float16", "dynamic", "int8")
-"""Those that are fast on a phone: all but int16x8."""
-
-_CALIBRATED = ("int8", "int16x8")
-
-IO = Literal["uint8", "int8", "int16", "float32"]
-
-Format = Literal["tflite", "onnx"]
-"""onnx: for what is no phone, see `kapps.tflite.onnx_file`; float32 only."""
-
-_IO: dict[str, tuple[IO, ...]] = {
-    "int8": ("uint8", "int8", "float32"),
-    "int16x8": ("float32", "int16"),
-}
-"""What a file can take and give, the default first; float32 alone for the others."""
 
 
 @dataclass(frozen=True)
 class Conversion:
     """A file that was written, and how it compares to the model that it came from.
 
-    `float_operations` names what an int8 or int16x8 file still computes in float, such as "SIN in
-    layer 'odd'", since the runtime has no integer form of it; or none that its delegate takes, as
-    of GELU and of attention, where the way out of the delegate costs more than floats do.
+    `float_operations` names what a calibrated file still computes in float, such as "SIN in layer
+    'odd'": what the runtime has no integer form of, or its delegate takes none of, as of GELU and
+    of attention, where the way out of the delegate costs more than floats do; and what a mixed file
+    keeps so. `refinements` are the steps of `kapps.tflite.refinement` that brought an int8 or mixed
+    file nearer to the model. `trade` says of a mixed file what layers in float cost and gain.
     """
 
     path: Path
@@ -79,6 +65,8 @@ class Conversion:
     size_bytes: int
     verification: Verification
     float_operations: tuple[str, ...] = ()
+    refinements: tuple[str, ...] = ()
+    trade: Trade | None = None
     file_format: Format = "tflite"
 
 
@@ -100,6 +88,7 @@ def convert(
     weights: str | os.PathLike[str] | kapps.PublishedWeights | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    target_loss: float | None = None,
     file_format: Format = "tflite",
 ) -> Conversion:
     """Writes `model` as a .tflite file for LiteRT, Android and MediaPipe; or as an ONNX file.
@@ -112,6 +101,10 @@ def convert(
     The weights of a network of over 64 MiB go to the file by way of the folder for temporary files
     (TMPDIR), where int8 takes up to twice their size; a dense layer of over 16 MiB in it becomes a
     convolution over one pixel.
+
+    An int8 file of a network below that is refined: bias correction, equalization and ranges of the
+    smallest error (`kapps.tflite.refinement`) are each kept if they lessen the drift on the
+    calibration images. A large network's ranges are the smallest and the largest values.
 
     Args:
         model: a functional image classifier of fixed input size that ends in a softmax, or in one
@@ -141,6 +134,12 @@ def convert(
             takes pixels in 0..255 like any other; so do the model's calibration and check here.
         std: the other half: 255 for a model trained on `pixels / 255`; for one trained on
             `pixels / 127.5 - 1` mean and std are 127.5.
+        target_loss: of a mixed file, and needed for it: the largest share of the calibration
+            images, 0 to 1, that it may put into another class than the float network (1 less
+            `Verification.agreement`, which no loss of accuracy on them exceeds). The fewest layers
+            that were found to reach it stay in float. A network of L layers with weights is
+            quantized L times for that, and with over 64 MiB of weights needs eleven times as much
+            memory.
         file_format: "tflite", or "onnx": float32 for ONNX Runtime, under the same check; such a
             file takes any number of images at once, and writing it needs the extra `onnx`.
 
@@ -149,10 +148,12 @@ def convert(
             probabilities that hardly vary, or are certain where nothing tells the model's range.
 
     Raises:
-        InputError: an argument does not fit, or the model needs an operation that is not built in.
+        InputError: an argument does not fit, the model needs an operation that is not built in, or
+            no mixed file reaches the target; it has the best one's figures.
         ConversionError: the file does not do what the model does; it has the figures.
     """
     io = check_quantization(quantization, io, file_format)
+    check_target(quantization, target_loss)
     if keras.config.backend() != "tensorflow":
         raise InputError(
             f"conversion runs on TensorFlow, and Keras on {keras.config.backend()}: save the "
@@ -162,7 +163,7 @@ def convert(
     if not tuned:
         with sharing_weights():
             model = as_classifier(model, mean, std)
-        if quantization in _CALIBRATED:
+        if quantization in CALIBRATED:
             _check_no_loop(model, quantization)
     elif (mean, std) != (None, None):
         raise InputError(
@@ -179,7 +180,7 @@ def convert(
     images: dict[str, np.ndarray] = {}
     if calibration is not None:
         images["calibration"] = check_images(calibration, "calibration", shape)
-    elif quantization in _CALIBRATED and not tuned:
+    elif quantization in CALIBRATED and not tuned:
         raise InputError(
             f"{quantization} needs calibration images: pass a few hundred of the training set"
         )
@@ -213,38 +214,42 @@ def convert(
     )
     with atomic_write(path) as temporary:  # first of all: it finds out whether that can be written
         floats: tuple[str, ...] = ()
+        refinements: tuple[str, ...] = ()
+        trade = None
         if file_format == "onnx":
             write_onnx(model, temporary, metadata)
             figures = verify_onnx(expected, model, temporary, verification, str(path))
         else:
-            content: Content = (
-                _convert_tuned(model, quantization, io)
+            made = (
+                Made(_convert_tuned(model, quantization, io))
                 if tuned
-                else _convert(model, quantization, io, calibration)
+                else make_content(model, quantization, io, calibration, target_loss)
             )
-            if quantization in _CALIBRATED:
-                graph = file_facts.read_graph(content)
-                _check_steps(graph, model, quantization)
-                floats = tuple(
-                    _where(op, graph, model) for op in file_facts.float_operations(graph)
-                )
+            if quantization in CALIBRATED:
+                graph = file_facts.read_graph(made.content)
+                check_steps(graph, model, quantization)
+                floats = tuple(where(op, graph, model) for op in file_facts.float_operations(graph))
             if not tuned and is_large(model):
                 gc.collect()  # of graphs
                 give_back_free_memory()
             with open(temporary, "wb+") as file:
-                write_with_metadata(file, content, metadata)
-            del content  # of hundreds of MiB
+                write_with_metadata(file, made.content, metadata)
+            refinements, trade = made.refinements, made.trade
+            del made  # with hundreds of MiB
             figures = verify_against(
                 expected, model, temporary, verification, quantization, str(path)
             )
             _check_input(temporary, quantization, io)
     path = Path(path)
-    return Conversion(path, quantization, io, path.stat().st_size, figures, floats, file_format)
+    size = path.stat().st_size
+    return Conversion(
+        path, quantization, io, size, figures, floats, refinements, trade, file_format
+    )
 
 
 def _check_input(path: Path, quantization: Quantization, io: IO) -> None:
     """Whether an int8 file takes the bytes of an image as they are."""
-    if quantization != "int8" or io == "float32":
+    if quantization not in ("int8", "mixed") or io == "float32":
         return
     scale, zero_point = Runner(path, delegate=False).input_quantization
     if (scale, zero_point) != (1.0, -128 if io == "int8" else 0):
@@ -276,28 +281,6 @@ def _convert_tuned(model: Any, quantization: Quantization, io: IO) -> bytes:
     return bytes(tflite_bytes(model, io=io))
 
 
-def check_quantization(
-    quantization: Quantization, io: IO | None, file_format: Format = "tflite"
-) -> IO:
-    """The type of input and output, if there is such a quantization and it can have that type.
-
-    Raises:
-        InputError: it is not so.
-    """
-    if quantization not in get_args(Quantization):
-        raise unknown("quantization", quantization, get_args(Quantization))
-    if file_format not in get_args(Format):
-        raise unknown("format", file_format, get_args(Format))
-    if file_format == "onnx" and quantization != "float32":
-        raise InputError(f"ONNX files are float32, not {quantization}; leave --quantization out")
-    known = _IO.get(quantization, ("float32",))
-    if io is None:
-        return known[0]
-    if io not in known:
-        raise InputError(f"io: {quantization} files take {' or '.join(known)}, not {io!r}")
-    return io
-
-
 def _check_no_loop(model: keras.Model, quantization: str) -> None:
     """TensorFlow's calibrator, which runs the file, dies of a loop in it, and takes all with it."""
     for layer in model._flatten_layers():
@@ -306,155 +289,3 @@ def _check_no_loop(model: keras.Model, quantization: str) -> None:
                 f"layer {layer.name!r} ({type(layer).__name__}) is a loop, which TensorFlow Lite "
                 f"cannot calibrate for {quantization}; use float32, float16 or dynamic"
             )
-
-
-def _convert(
-    model: keras.Model, quantization: Quantization, io: IO, calibration: np.ndarray | None
-) -> Content:
-    """The file's content, without metadata."""
-    with sharing_weights():
-        model = run_passes(model, quantization=quantization)
-        if quantization == "int16x8":
-            model = _without_hard_swish(model)
-        elif is_large(model):
-            small, stand_ins = with_stand_ins(model)
-            with contextlib.suppress(NotFound):
-                return _content(small, quantization, io, calibration, stand_ins)
-    return _content(model, quantization, io, calibration, [])
-
-
-def _content(
-    model: keras.Model,
-    quantization: Quantization,
-    io: IO,
-    calibration: np.ndarray | None,
-    stand_ins: Sequence[StandIn],
-) -> Content:
-    """The content of the file of a model after the passes, with `stand_ins` in it."""
-    import tensorflow as tf
-    from tensorflow.lite.python.convert_phase import ConverterError
-
-    from kapps.tflite.converter import calibrate_by, converted, converter_of
-
-    settle(model)
-    with converter_of(model, [variable.value for variable in model.variables]) as (
-        converter,
-        function,
-    ):
-        if quantization != "float32":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if quantization == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        if quantization in _CALIBRATED:
-            assert calibration is not None
-            converter.target_spec.supported_ops = [
-                tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-                if quantization == "int8"
-                else tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-            ]
-            converter.representative_dataset = lambda: _calibration_set(calibration)
-            converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
-            if quantization == "int8":
-                calibrated = calibrate_by(
-                    converter,
-                    lambda content: with_ranges(
-                        content, stand_ins, (image for (image,) in _calibration_set(calibration))
-                    ),
-                )
-                if stand_ins and not calibrated:
-                    raise NotFound
-        try:
-            content = converted(converter)
-        except ConverterError as error:
-            missing = set(re.findall(r"'tf\.(\w+)' op is neither", str(error)))
-            if not missing:
-                raise
-            raise _not_builtin(missing, function, model) from error
-        except RuntimeError as error:  # of the quantizer, which follows the converter
-            missing = set(re.findall(r"not yet supported for op: '(\w+)'", str(error)))
-            if not missing:
-                raise
-            found = _layers_of(missing, _convert(model, "float32", "float32", None), model)
-            raise InputError(
-                f"TensorFlow Lite has no {quantization} form of {', '.join(found)}; use int8, "
-                "which leaves such operations in float, or replace the layer"
-            ) from error
-    return filled(content, stand_ins) if stand_ins else content
-
-
-class _HardSwish(layers.Layer):
-    """x * relu6(x + 3) / 6, in steps that the converter does not put together."""
-
-    def call(self, x: Any) -> Any:
-        return x * ((keras.ops.relu(x + 3) - keras.ops.relu(x - 3)) / 6)
-
-
-def _without_hard_swish(model: keras.Model) -> keras.Model:
-    """The model with hard-swish in steps: the runtime's HARD_SWISH has no 16-bit form."""
-
-    def call(layer: keras.Operation, *args: Any, **kwargs: Any) -> Any:
-        if getattr(layer, "activation", None) is keras.activations.hard_silu:
-            if not isinstance(layer, layers.Activation):
-                layer.activation = keras.activations.linear
-                return _HardSwish(name=f"{layer.name}_activation")(layer(*args, **kwargs))
-            layer = _HardSwish(name=layer.name)
-        return layer(*args, **kwargs)
-
-    own = rebuild(model, batch_size=1)
-    return keras.models.clone_model(own, clone_function=lambda layer: layer, call_function=call)
-
-
-def _calibration_set(images: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """One image at a time, float32.
-
-    The input's quantization comes from the smallest and the largest value seen: with exactly 0 and
-    255 it is scale 1, zero point 0. Images need not reach them, so two corner pixels of the first
-    image are set: that moves no statistics inside the network, as all-black and all-white images
-    would.
-    """
-    for index, image in enumerate(images):
-        value = image[None].astype("float32")
-        if index == 0:
-            value[0, 0, 0] = 0
-            value[0, -1, -1] = 255
-        yield [value]
-
-
-def _not_builtin(operations: set[str], function: Any, model: keras.Model) -> InputError:
-    """Names the layers whose `operations`, of TensorFlow, the runtime lacks."""
-    found = [
-        _in_layer(node.type, node.name, model)
-        for node in function.graph.get_operations()
-        if node.type in operations
-    ]
-    return InputError(
-        "TensorFlow Lite has no built-in operation for "
-        f"{', '.join(found) or ', '.join(sorted(operations))}; "
-        "replace the layer by one that is made of built-in operations"
-    )
-
-
-def _in_layer(operation: str, name: str, model: keras.Model) -> str:
-    return f"{operation} in layer {next(iter(layers_in(name, model)), name)!r}"
-
-
-def _layers_of(operations: set[str], content: Content, model: keras.Model) -> list[str]:
-    """The layers of a file's `operations`, each as "SIN in layer 'odd'"."""
-    graph = file_facts.read_graph(content)
-    return [_where(op, graph, model) for op in graph.operations if op.name in operations]
-
-
-def _check_steps(
-    graph: file_facts.PlainGraph, model: keras.Model, quantization: Quantization
-) -> None:
-    too_fine = [_where(op, graph, model) for op in file_facts.too_fine(graph)]
-    if too_fine:
-        raise InputError(
-            f"{quantization} has no form of {', '.join(too_fine)}: weights, or what comes of them, "
-            "are too small beside what goes in, as of a layer that gives zeros alone; are these "
-            "trained weights? Use float32"
-        )
-
-
-def _where(op: file_facts.PlainOperation, graph: file_facts.PlainGraph, model: keras.Model) -> str:
-    return _in_layer(op.name, graph.tensors[op.outputs[0]].name, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from kapps._errors import InputError, printable
-from kapps.tflite.conversion import IO, Conversion, Format, Quantization, convert
+from kapps.tflite.conversion import Conversion, convert
+from kapps.tflite.quantizations import IO, Format, Quantization
 from kapps.tflite.source import Model, load_images
 
 
@@ -81,6 +83,7 @@ def convert_each(
     *,
     io: IO | None = None,
     about: About | None = None,
+    target_loss: float | None = None,
     file_format: Format = "tflite",
 ) -> Iterator[Conversion]:
     """Writes a file for each quantization, one after the other.
@@ -92,6 +95,7 @@ def convert_each(
         images: from `read_images`.
         io: see `convert`.
         about: for the metadata.
+        target_loss: of a mixed file, see `convert`.
         file_format: see `convert`.
 
     Raises:
@@ -113,16 +117,21 @@ def convert_each(
             author=about.author,
             licence=about.licence,
             weights=source.weights,
+            target_loss=target_loss if quantization == "mixed" else None,
             file_format=file_format,
         )
 
 
 def summary(conversion: Conversion) -> str:
-    """What came of it, in a line, or two if the file computes in float."""
+    """What came of it: a line, the curve of a mixed file, and a line for what computes in float."""
     line = (
         f"{printable(conversion.path)}: {_kind(conversion)}, {conversion.io} input, "
         f"{conversion.size_bytes / 2**20:.2f} MiB; {conversion.verification}"
     )
+    if conversion.refinements:
+        line += f"; with {', '.join(conversion.refinements)}"
+    if conversion.trade is not None:
+        line += "\n" + textwrap.indent(conversion.trade.table(), "  ")
     if not conversion.float_operations:
         return line
     return f"{line}\n  in float: {', '.join(conversion.float_operations)}"

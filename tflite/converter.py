@@ -8,7 +8,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -72,8 +72,15 @@ def converted(converter: Any) -> bytes:
         return bytes(converter.convert())
 
 
-def calibrate_by(converter: Any, calibrate: Callable[[bytes], bytes]) -> bool:
-    """Has the quantizer take the ranges that `calibrate` adds to the file of floats.
+class Quantize(Protocol):
+    """From a file of floats with the range of each tensor to one of integers."""
+
+    def __call__(self, content: bytes, *, in_float: Sequence[str] = ()) -> bytes:
+        """`in_float` names the outputs of the operations that stay in floats."""
+
+
+def calibrate_by(converter: Any, calibrate: Callable[[bytes, Quantize], bytes]) -> bool:
+    """Has `calibrate` make the file of integers, of that of floats, with the quantizer it is given.
 
     In the place of TensorFlow's calibrator, which has copies of the whole file in memory, and looks
     at the inputs of an operation after it as well: a sum may lie there by then. And it leaves in
@@ -86,27 +93,30 @@ def calibrate_by(converter: Any, calibrate: Callable[[bytes], bytes]) -> bool:
         return False
     from tensorflow.lite.python.convert import mlir_quantize
 
-    def quantize(content: bytes, input_type: Any, output_type: Any, *args: Any) -> bytes:
+    def quantize_with(content: bytes, input_type: Any, output_type: Any, *args: Any) -> bytes:
         _, _, _, variables, debug_options = args
-        graph = read_graph(content)
-        return bytes(
-            mlir_quantize(
-                calibrate(content),
-                converter._experimental_disable_per_channel,
-                input_data_type=input_type,
-                output_data_type=output_type,
-                denylisted_nodes={
-                    graph.tensors[op.outputs[0]].name for op in better_in_float(graph)
-                },
-                enable_variable_quantization=variables,
-                disable_per_channel_for_dense_layers=(
-                    converter._experimental_disable_per_channel_quantization_for_dense_layers
-                ),
-                debug_options_str=debug_options.SerializeToString(),
-            )
-        )
 
-    converter._quantize = quantize
+        def quantize(content: bytes, *, in_float: Sequence[str] = ()) -> bytes:
+            graph = read_graph(content)
+            better = {graph.tensors[op.outputs[0]].name for op in better_in_float(graph)}
+            return bytes(
+                mlir_quantize(
+                    content,
+                    converter._experimental_disable_per_channel,
+                    input_data_type=input_type,
+                    output_data_type=output_type,
+                    denylisted_nodes={*in_float, *better} or None,
+                    enable_variable_quantization=variables,
+                    disable_per_channel_for_dense_layers=(
+                        converter._experimental_disable_per_channel_quantization_for_dense_layers
+                    ),
+                    debug_options_str=debug_options.SerializeToString(),
+                )
+            )
+
+        return calibrate(content, quantize)
+
+    converter._quantize = quantize_with
     return True
 
 

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from kapps.tflite.conversion import QUANTIZATIONS, convert
+from kapps.tflite.conversion import convert
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.measurement.latency import measure
+from kapps.tflite.quantizations import QUANTIZATIONS
 from kapps.tflite.report import Confusion, Row, write_report
 from kapps.tools import data, pipeline, runs, training
 from kapps.tools.progress import progress_bar

@@ -31,6 +31,7 @@ LIMITS = {
     "dynamic": 0.2,  #   0.018
     "int8": 0.2,  #      0.039; where an outlier takes the range, 0.5 (EfficientNetB0's gates) and
     #                    0.92 (MobileNetV3Large at 2 x 2 pixels), at no loss of accuracy
+    "mixed": 0.2,  #     as int8
     "int16x8": 0.05,  #  0.0091
 }
 

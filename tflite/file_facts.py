@@ -114,7 +114,8 @@ def quantization(graph: Graph[Operation]) -> str:
 
     "int8" and "int16x8": most operations with weights give integers, or, in a file without any,
     most operations. Some may still compute in float (`float_operations`), and those convert their
-    inputs and outputs. "dynamic": floats are computed, from weights of 8 bits. "float16": from
+    inputs and outputs. "mixed": of those with weights some give 8-bit integers, and some floats.
+    "dynamic": floats are computed, from weights of 8 bits. "float16": from
     weights of 16 bits. Otherwise "float32".
     """
     computed = [op for op in graph.operations if op.name not in _CONVERSIONS]
@@ -126,6 +127,8 @@ def quantization(graph: Graph[Operation]) -> str:
     )
     floats, words = (sum(types[name] for name in names) for names in (_FLOATS, ("INT16",)))
     integers = sum(types[name] for name in _BYTES)
+    if weighted and integers and floats:
+        return "mixed"
     if words > max(floats, integers):
         return "int16x8"
     if integers > floats:

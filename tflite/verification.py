@@ -83,6 +83,7 @@ LIMITS = {
     "float16": Limit(0.002, 0.01),  #        0       0.0023
     "dynamic": Limit(0.01, 0.05),  #         0.0011  0.019
     "int8": Limit(0.05, 0.2),  #             0.025   0.096
+    "mixed": Limit(0.05, 0.2),  #            as int8
     "int16x8": Limit(0.01, 0.05),  #         0.0002  0.0026
 }
 
@@ -91,6 +92,8 @@ _REMEDY = {
     "float16": "Use float32, or look for weights beyond the range of float16.",
     "dynamic": "Use float16.",
     "int8": "Calibrate on more images, of all classes and such as the model will see, or use "
+    "float16.",
+    "mixed": "Calibrate on more images, of all classes and such as the model will see, or use "
     "float16.",
     "int16x8": "Calibrate on more images, of all classes and such as the model will see, or use "
     "float16.",

@@ -51,8 +51,5 @@ def with_ranges(
         found = ranges.find_ranges(real, weights, images, Path(folder))
     ranges.made_computable(real, weights, found)
     model = schema.ModelT.InitFromPackedBuf(content, 0)
-    for number, (low, high) in found.items():
-        tensor = model.subgraphs[0].tensors[number]
-        tensor.quantization = schema.QuantizationParametersT()
-        tensor.quantization.min, tensor.quantization.max = [low], [high]
+    ranges.set_ranges(model, found)
     return bytes(filling.packed(model))

@@ -8,7 +8,7 @@ layers give are in memory at a time.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,42 @@ def find_ranges(
 ) -> dict[int, tuple[float, float]]:
     """The smallest and the largest value of each float tensor that is no constant, by its number.
 
+    Args: see `watch`.
+    """
+    ranges: dict[int, tuple[float, float]] = {}
+
+    def widen(number: int, values: np.ndarray) -> None:
+        low, high = ranges.get(number, (np.inf, -np.inf))
+        ranges[number] = min(low, float(values.min())), max(high, float(values.max()))
+
+    watch(model, weights, images, folder, widen)
+    return ranges
+
+
+def watch(
+    model: Any,
+    weights: Mapping[int, Weights],
+    images: Iterable[np.ndarray],
+    folder: Path,
+    see: Callable[[int, np.ndarray], object],
+) -> None:
+    """Shows the values of each float tensor that is no constant, of one image after the other.
+
     Args:
         model: of floats, as `filling.read` gives it.
         weights: what its buffers hold.
         images: inputs of it, with a batch of 1.
         folder: for files, as large as the weights.
+        see: is given a tensor's number and its values, which it must not keep.
     """
     graph = model.subgraphs[0]
     (image,) = graph.inputs
     parts = list(_parts(model, weights, folder))
     between = max(sum(_bytes(graph.tensors[n]) for n in part.inputs) for part in parts)
     needed = [{n for later in parts[i + 1 :] for n in later.inputs} for i in range(len(parts))]
-    ranges: dict[int, tuple[float, float]] = {}
     for group in _groups(images, max(1, _BETWEEN_BYTES // between)):
         for pixels in group:
-            _widen(ranges, image, pixels)
+            see(image, pixels)
         values = [{image: pixels} for pixels in group]
         for part, kept in zip(parts, needed, strict=True):
             interpreter = Interpreter(
@@ -64,12 +85,11 @@ def find_ranges(
                     interpreter.set_tensor(number, value[number])
                 interpreter.invoke()
                 for number in part.found:
-                    _widen(ranges, number, interpreter.tensor(number)())
+                    see(number, interpreter.tensor(number)())
                 for number in [n for n in value if n not in kept]:
                     del value[number]
                 for number in part.outputs:
                     value[number] = interpreter.get_tensor(number)
-    return ranges
 
 
 def made_computable(
@@ -99,14 +119,17 @@ def made_computable(
             ranges[op.outputs[0]] = low, min(low, 0.0) + needed
 
 
+def set_ranges(model: Any, ranges: Mapping[int, tuple[float, float]]) -> None:
+    """Notes the range of each tensor in a file of floats, where a quantizer looks for it."""
+    for number, (low, high) in ranges.items():
+        tensor = model.subgraphs[0].tensors[number]
+        tensor.quantization = schema.QuantizationParametersT()
+        tensor.quantization.min, tensor.quantization.max = [low], [high]
+
+
 def _width(found: tuple[float, float]) -> float:
     """Of the range with zero, which a quantizer has in each."""
     return max(found[1], 0.0) - min(found[0], 0.0)
-
-
-def _widen(ranges: dict[int, tuple[float, float]], number: int, values: np.ndarray) -> None:
-    low, high = ranges.get(number, (np.inf, -np.inf))
-    ranges[number] = min(low, float(values.min())), max(high, float(values.max()))
 
 
 def _groups(images: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

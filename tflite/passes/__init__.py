@@ -142,12 +142,12 @@ PASSES: tuple[Pass, ...] = (
     Pass(fold_batch_norm),
     Pass(fuse_activations),
     Pass(relu6_gates),
-    Pass(relu6_hard_swish, ("int8", "int16x8")),
-    Pass(average_pool_as_conv, ("int8",)),
+    Pass(relu6_hard_swish, ("int8", "mixed", "int16x8")),
+    Pass(average_pool_as_conv, ("int8", "mixed")),
     Pass(remove_channel_shuffle),
     Pass(pad_in_max_pooling),
     Pass(split_sliced_convolutions),
-    Pass(pair_pixels, ("int8",)),
+    Pass(pair_pixels, ("int8", "mixed")),
     Pass(static_batch),
 )
 

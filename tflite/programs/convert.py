@@ -4,6 +4,7 @@ Examples:
 
   kapps-convert --workdir=/tmp/run --output=net.tflite --quantization=float32,float16,int8
   kapps-convert --model=MobileNetV3Small --weights=imagenet --calibration=folder:PATH --output=FILE
+  kapps-convert --workdir=/tmp/run --output=net.tflite --quantization=mixed --target_loss=0.005
   kapps-convert --workdir=/tmp/run --output=net.onnx --format=onnx
   kapps-convert --keras=FILE --labels=FILE --calibration=folder:PATH --output=FILE
 """
@@ -27,7 +28,9 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "the .tflite file; of several quantizations each adds its name: net_int8.tflite"
 )
 _QUANTIZATION = flags.DEFINE_list(
-    "quantization", "float32", "float32, float16, dynamic, int8 or int16x8; several with commas"
+    "quantization",
+    "float32",
+    "float32, float16, dynamic, int8, mixed or int16x8; several with commas",
 )
 _FORMAT = flags.DEFINE_enum(
     "format", "tflite", ["tflite", "onnx"], "onnx: float32, for ONNX Runtime (extra onnx)"
@@ -35,8 +38,15 @@ _FORMAT = flags.DEFINE_enum(
 _IO = flags.DEFINE_string(
     "io",
     None,
-    "type of input and output: for int8 uint8 (the default), int8 or float32; for int16x8 float32 "
-    "(the default) or int16",
+    "type of input and output: for int8 and mixed uint8 (the default), int8 or float32; for "
+    "int16x8 float32 (the default) or int16",
+)
+_TARGET_LOSS = flags.DEFINE_float(
+    "target_loss",
+    None,
+    "of mixed, and needed for it: the largest share of the calibration images, such as 0.005, that "
+    "the file may put into another class than the float network; the layers that lose most stay in "
+    "float until it is reached",
 )
 _IMAGES = model_flags.define_images()
 _TIME_LIMIT = flags.DEFINE_float(
@@ -55,11 +65,12 @@ def main(argv: list[str]) -> int | None:
         return _MODEL.start_anew("convert", _TIME_LIMIT.value)
     start_keras()
     from kapps.tflite import conversion_run
-    from kapps.tflite.conversion import check_quantization
+    from kapps.tflite.quantizations import check_quantization, check_target
     from kapps.tools.progress import progress_bar
 
     for quantization in quantizations:  # before the images are read
         check_quantization(quantization, _IO.value, _FORMAT.value)
+    check_target("mixed" if "mixed" in quantizations else quantizations[0], _TARGET_LOSS.value)
     source = _MODEL.load(_LABELS.value)
     images = conversion_run.read_images(
         source, _IMAGES.value, lambda line: print(line, file=sys.stderr, flush=True)
@@ -72,6 +83,7 @@ def main(argv: list[str]) -> int | None:
             images,
             io=_IO.value,
             about=_ABOUT.value,
+            target_loss=_TARGET_LOSS.value,
             file_format=_FORMAT.value,
         ):
             bar.write(conversion_run.summary(conversion), file=sys.stdout)

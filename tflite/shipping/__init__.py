@@ -29,10 +29,10 @@ from kapps._errors import InputError, is_number
 from kapps._files import atomic_write
 from kapps.tflite import conversion_run, evaluation, source, tuning_run
 from kapps.tflite.accuracy import Accuracy, write_accuracy
-from kapps.tflite.conversion import Quantization
 from kapps.tflite.evaluation import Split
 from kapps.tflite.measurement import benchmark as benchmarking
 from kapps.tflite.measurement.latency import Latency
+from kapps.tflite.quantizations import Quantization
 from kapps.tflite.report import read_overview, write_overview
 from kapps.tflite.shipping import android
 from kapps.tflite.shipping.card import Shipped, card, name_of
