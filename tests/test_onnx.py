@@ -12,7 +12,7 @@ import onnx
 import pytest
 from keras import layers
 from programs import run_here
-from tflite_net import LABELS, nine, small_net, smooth_images
+from tflite_net import LABELS, phone_nets, small_net, smooth_images
 
 import kapps
 from kapps import InputError
@@ -109,7 +109,7 @@ def test_a_model_that_is_not_ours(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:weak check")
-@pytest.mark.parametrize("name", nine("MobileNetV3Small"))
+@pytest.mark.parametrize("name", phone_nets("MobileNetV3Small"))
 def test_the_networks_convert(name, tmp_path):
     model = getattr(kapps, name)(input_shape=(32, 32, 3), classes=10)
     path = tmp_path / "net.onnx"
