@@ -24,7 +24,7 @@ setup(
     package_data={
         "kapps": ["__init__.pyi", "py.typed", "weights_index.csv"],
         "kapps.explain": ["__init__.pyi"],
-        "kapps.tflite": ["__init__.pyi"],
+        "kapps.tflite": ["__init__.pyi", "web_page.html.j2"],
         "kapps.tflite.shipping": ["android-project/**/*"],
     },
 )

@@ -14,19 +14,16 @@ from pathlib import Path
 
 import adb_daemon
 import arm_board
+import digit_files
 import numpy as np
 import pytest
 import sshd
 from programs import run_here
-from trained import trained_once
 
-import kapps
-from kapps.tflite import QUANTIZATIONS, Runner, convert
+from kapps.tflite import Runner
 from kapps.tflite.measurement import adb, ssh
 from kapps.tflite.measurement.machine import machine
-from kapps.tools import data, pipeline
 
-DEMO = Path(os.environ.get("KAPPS_DEMO", Path(__file__).parents[1] / "build" / "demo"))
 CLASSIFY = Path(__file__).with_name("arm_classify.py")
 TOOL = Path(__file__).with_name("arm_benchmark_model.py")
 DIGITS = 40
@@ -43,37 +40,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Those of the demonstration, or, where `make demo` has not run, of a LeNet5.
-
-    All of LeNet5, and of the others those that have kernels of their own.
-    """
-    found = [
-        file
-        for file in sorted(DEMO.glob("*.tflite"))
-        if file.stem.endswith(("float32", "int8")) or file.stem.startswith("LeNet5")
-    ]
-    return found if found else _lenet(tmp_path_factory.mktemp("lenet"))
-
-
-def _lenet(folder: Path) -> list[Path]:
-    images, labels = _digits(data.load("digits").train, 32)
-
-    def train(model):
-        model.compile("adam", "sparse_categorical_crossentropy")
-        model.fit(images, labels, epochs=4, verbose=0)
-
-    model = trained_once(kapps.LeNet5(input_shape=(32, 32, 3), classes=10), train, __file__)
-    paths = []
-    for name in QUANTIZATIONS:
-        paths.append(folder / f"LeNet5_{name}.tflite")
-        some = images[:200]
-        calibration = {"calibration": some} if name == "int8" else {}
-        convert(model, paths[-1], quantization=name, verification=some, **calibration)
-    return paths
-
-
-def _digits(source, size):
-    return pipeline.images(source, kapps.EvalTransform(size, 1.0, "bilinear"))
+    """All of LeNet5, and of the others those that have kernels of their own."""
+    found = digit_files.files(tmp_path_factory.mktemp("files"))
+    return [f for f in found if f.stem.endswith(("float32", "int8")) or "LeNet5" in f.stem]
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +90,12 @@ def phone(root, tmp_path_factory):
 def held_out(files, tmp_path_factory):
     """For each file, held-out digits of its size; the last of them are what x86 makes of them."""
     folder = tmp_path_factory.mktemp("held_out")
-    source = data.load("digits").test
     found = {}
     for file in files:
         size = Runner(file).input_shape[1]
         images = folder / f"{size}.npy"
         if not images.exists():
-            np.save(images, _digits(source, size)[0][:DIGITS])
+            np.save(images, digit_files.held_out(size, DIGITS))
         found[file] = (images, folder / f"{file.stem}.npy")
     rest = [str(part) for file, pair in found.items() for part in (file, *pair)]
     subprocess.run([sys.executable, CLASSIFY, *rest], check=True, capture_output=True)

@@ -82,7 +82,7 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel):
     }
     assert {"kapps/__init__.py", "kapps/tools/__init__.py", "kapps/tflite/__init__.py"} <= expected
     templates = ROOT / "tflite/shipping/android-project"
-    data = {"kapps/py.typed", "kapps/weights_index.csv"} | {
+    data = {"kapps/py.typed", "kapps/weights_index.csv", "kapps/tflite/web_page.html.j2"} | {
         f"kapps/{path.relative_to(ROOT).as_posix()}"
         for path in templates.rglob("*")
         if path.is_file()

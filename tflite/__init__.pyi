@@ -58,5 +58,6 @@ from .tuning_run import tune as tune
 from .verification import ConversionError as ConversionError
 from .verification import Verification as Verification
 from .verification import verify as verify
+from .web import web_page as web_page
 
 __all__: list[str]

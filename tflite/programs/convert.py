@@ -7,6 +7,7 @@ Examples:
   kapps-convert --workdir=/tmp/run --output=net.tflite --quantization=mixed --target_loss=0.005
   kapps-convert --workdir=/tmp/run --output=net.onnx --format=onnx
   kapps-convert --keras=FILE --labels=FILE --calibration=folder:PATH --output=FILE
+  kapps-convert --workdir=/tmp/run --output=net.tflite --web=net.html
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ _IMAGES = model_flags.define_images()
 _TIME_LIMIT = flags.DEFINE_float(
     "time_limit", 3600, "seconds for a file of --keras", lower_bound=1, upper_bound=MOST_SECONDS
 )
+_WEB = flags.DEFINE_string(
+    "web", None, "HTML file, beside the .tflite file: a page that classifies pictures with it"
+)
+_LITERTJS = flags.DEFINE_string(
+    "litertjs", "node_modules", "folder in which npm has put @litertjs/core, for --web"
+)
 _ABOUT = model_flags.define_about()
 
 
@@ -61,6 +68,12 @@ def main(argv: list[str]) -> int | None:
     quantizations = list(dict.fromkeys(_QUANTIZATION.value))
     if not quantizations:
         raise InputError("--quantization is empty; --help lists those there are")
+    if _WEB.value:
+        from kapps.tflite.web import check_litertjs
+
+        if len(quantizations) > 1:
+            raise InputError("--web makes a page of one file: give one --quantization")
+        check_litertjs(_LITERTJS.value)
     if _MODEL.is_for_another_process():
         return _MODEL.start_anew("convert", _TIME_LIMIT.value)
     start_keras()
@@ -88,6 +101,10 @@ def main(argv: list[str]) -> int | None:
         ):
             bar.write(conversion_run.summary(conversion), file=sys.stdout)
             bar.update()
+    if _WEB.value:
+        from kapps.tflite.web import web_page
+
+        print(web_page(output, _WEB.value, litertjs=_LITERTJS.value))
     return None
 
 

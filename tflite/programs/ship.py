@@ -5,7 +5,7 @@ file is taken if it loses no more than --target_loss of the accuracy, else quant
 training is tried, else float16. The output has the file, its labels, a report, a model card and an
 Android project. Running the same command again goes on where it was. Example:
 
-  kapps-ship --dataset=folder:flowers --model=MobileNetV2 --weights=imagenet --output=flowers_app
+  kapps-ship --dataset=folder:flowers --model=MobileNetV4ConvSmall --output=flowers_app
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kapps.tools.streams import start_keras
 _DATASET = flags.DEFINE_string(
     "dataset", None, "folder:PATH (a sub-folder a class), or what else kapps-train takes"
 )
-_MODEL = flags.DEFINE_string("model", None, "network, such as MobileNetV2")
+_MODEL = flags.DEFINE_string("model", None, "network, such as MobileNetV4ConvSmall")
 _WEIGHTS = flags.DEFINE_string(
     "weights",
     "imagenet",
