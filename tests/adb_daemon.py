@@ -23,7 +23,7 @@ import pytest
 _MAX_DATA = 1 << 16
 _VERSION = 0x01000001  # in which checksums are not looked at
 _TOKEN = 1  # the kind of AUTH message that asks for a signature
-_STDOUT, _STDERR, _EXIT = 1, 2, 3
+_STDIN, _STDOUT, _STDERR, _EXIT, _CLOSE_STDIN = range(5)
 _FOLDERS = ("/data/local/tmp", "/sys/devices")  # of the phone, which lie below `Phone.folder`
 
 GETPROP = """case $1 in
@@ -135,7 +135,7 @@ class _Connection:
             self._connection.sendall(head + data)
 
     def serve(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
+        with self._ended(), contextlib.suppress(OSError, EOFError):
             while True:
                 head = _exactly(self._connection.recv, 24)
                 command, first, _, size, _, _ = struct.unpack("<4s5I", head)
@@ -157,6 +157,15 @@ class _Connection:
                         self.send(b"OKAY", first, first)
                     elif command == b"CLSE":
                         self._streams[first].inbox[b"WRTE"].put(b"")
+
+    @contextlib.contextmanager
+    def _ended(self):
+        """What reads from a client that is gone comes to an end."""
+        try:
+            yield
+        finally:
+            for stream in list(self._streams.values()):
+                stream.inbox[b"WRTE"].put(b"")
 
     def _run(self, stream: _Stream, service: str) -> None:
         with contextlib.suppress(OSError, EOFError, queue.Empty):
@@ -197,10 +206,11 @@ def _shell(phone: Phone, stream: _Stream, line: str) -> None:
     inside = ["env", f"--chdir={phone.folder}", *variables, "sh", "-c", phone.local(line)]
     with subprocess.Popen(
         phone.wrapped(inside),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
+        threading.Thread(target=_feed, args=(stream, process.stdin), daemon=True).start()
 
         def pump(kind: int, pipe: object) -> None:
             with contextlib.suppress(OSError, queue.Empty):
@@ -218,6 +228,19 @@ def _shell(phone: Phone, stream: _Stream, line: str) -> None:
         for one in pumps:
             one.join()
     stream.write(struct.pack("<BIB", _EXIT, 1, process.returncode & 0xFF))
+
+
+def _feed(stream: _Stream, stdin: object) -> None:
+    """Passes on what the client sends, until it sends no more or is gone."""
+    with contextlib.suppress(OSError, EOFError, ValueError), stdin:
+        while True:
+            kind, size = struct.unpack("<BI", stream.read(5))
+            data = stream.read(size)
+            if kind == _CLOSE_STDIN:
+                return
+            if kind == _STDIN:
+                stdin.write(data)
+                stdin.flush()
 
 
 def _sync(phone: Phone, stream: _Stream) -> None:

@@ -228,7 +228,7 @@ def test_measures_from_result_files(phone, files, tool, tmp_path):
         assert (result.launches, result.runs, result.launch_p50_ms) == (3, 66, (1.5, 1.5, 1.5))
         assert result.notes["fixed-performance mode"] == "on"
         assert result.notes["thermal state"] == "0 (none) before, 0 (none) after"
-        assert result.notes["cores"] == "pinned to 4, 5, 6, 7 (taskset f0)"
+        assert result.notes["cores"] == "pinned to 7 (taskset 80)"
         assert len(result.versions["benchmark_model"]) == 72
     assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
     # Interleaved, with the stop rule shared out over the launches.
@@ -240,7 +240,7 @@ def test_measures_from_result_files(phone, files, tool, tmp_path):
     assert launches[0].endswith(" --use_xnnpack=true")
     assert result.placement is None  # which nobody told
     assert (temporary / "log.models").read_text() == "<model 0><model 1>" * 3
-    assert (phone.folder / "masks").read_text() == "f0\n" * 6
+    assert (phone.folder / "masks").read_text() == "80\n" * 6
     assert (phone.folder / "fixed").read_text().splitlines() == [
         "power set-fixed-performance-mode-enabled true",
         "power set-fixed-performance-mode-enabled false",
@@ -379,6 +379,9 @@ def test_a_phone_that_cannot_be_pinned_nor_fixed(phone, files, tool):
     ("speeds", "threads", "pin"),
     [
         ([1, 1, 1, 1, 2, 2, 3, 3], 4, ["taskset", "f0"]),
+        ([1, 1, 1, 1, 2, 2, 3, 3], 2, ["taskset", "c0"]),
+        ([1, 1, 1, 1, 2, 2, 2, 3], 1, ["taskset", "80"]),
+        ([1, 1, 1, 1, 2, 2, 2, 3], 3, ["taskset", "70"]),
         ([2, 2, 1, 1], 2, ["taskset", "3"]),
         ([2, 1, 1, 1], 2, []),
         ([1, 1], 1, []),
@@ -551,6 +554,63 @@ def test_several_devices(connect):
     assert first.serial in str(error.value)
     assert second.serial in str(error.value)
     assert adb.Adb(second.serial).name == f"adb:{second.serial}"
+
+
+def test_the_others_are_in_nobodys_way(connect, monkeypatch):
+    """adb's own variable chooses one, and one that is not ready is not chosen unasked."""
+    stranger, first = connect(trusts=False), connect()
+    assert adb.Adb().name == f"adb:{first.serial}"
+    second = connect()
+    with pytest.raises(InputError, match="several Android devices: .* or by ANDROID_SERIAL"):
+        adb.Adb()
+    monkeypatch.setenv("ANDROID_SERIAL", second.serial)
+    assert adb.Adb().name == f"adb:{second.serial}"
+    assert adb.Adb(first.serial).name == f"adb:{first.serial}"
+    monkeypatch.setenv("ANDROID_SERIAL", stranger.serial)
+    with pytest.raises(InputError, match="does not trust this computer"):
+        adb.Adb()
+
+
+def test_what_else_slows_a_phone_down(phone, files, tool):
+    """As `dumpsys battery` of Android's BatteryService and `dumpsys power` print it."""
+    phone.command("settings", '[ "$*" = "get global low_power" ] && echo 1')
+    phone.command(
+        "dumpsys",
+        """case $1 in
+  battery) printf '  AC powered: false\\n  USB powered: true\\n  level: 87\\n';;
+  power) echo '  mWakefulness=Asleep';;
+  *) echo 'Thermal Status: 0';;
+esac""",
+    )
+    (result,) = _measure(files[:1], tool(TEXT), launches=1)
+    told = {name: words.partition(" before")[0] for name, words in result.notes.items()}
+    assert told["battery saver"] == "on"
+    assert told["battery"] == "charged by USB, 87 %"
+    assert told["screen"] == "off"
+    phone.command("dumpsys", "echo")
+    (result,) = _measure(files[:1], tool(TEXT), launches=1)
+    assert result.notes["screen"] == "not told before, not told after"
+
+
+def test_the_mode_is_given_back_by_who_is_killed(phone, files, tool):
+    """Nobody is left here to do it: the phone does."""
+    started = phone.folder / "started"
+    binary = tool(f"echo $$ > {started}; exec sleep 60")
+    command = [sys.executable, "-m", "kapps.tflite.programs.benchmark", "--device=adb"]
+    with subprocess.Popen(
+        [*command, f"--benchmark_binary={binary}", str(files[0])], stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 100
+        while not started.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+    fixed = phone.folder / "fixed"
+    while "false" not in fixed.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [line.split()[-1] for line in fixed.read_text().splitlines()] == ["true", "false"]
 
 
 def test_unauthorized(connect):

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kapps._errors import InputError, one_line
@@ -49,7 +49,13 @@ _STATES = {
     "no permissions": "may not be opened by this user: see https://developer.android.com/studio/run/"
     "device",
 }
+_POWER = """
+echo "saver $(settings get global low_power)"
+dumpsys battery
+dumpsys power | grep mWakefulness=
+"""
 _SECONDS = 60.0  # that a short command may take
+_END_SECONDS = 10.0  # and one that is run when all is over
 _COPY_SECONDS = 120.0  # and a second more for each MB
 _OUTPUT_LIMIT = 16 << 20  # bytes of each stream
 _COOL_SECONDS = 120.0  # that the phone gets to cool down before it is measured
@@ -63,7 +69,8 @@ class Adb:
         name: "adb:SERIAL".
 
     Args:
-        serial: as in `adb devices`; without it, the one phone that there is.
+        serial: as in `adb devices`; without it, that of ANDROID_SERIAL, as for adb itself, or the
+            one phone that is ready.
 
     Raises:
         InputError: no `adb` here; or no such phone, several of them, or one that is not ready.
@@ -100,6 +107,40 @@ class Adb:
                 )
             raise self._lost(stderr or stdout)
         return Completed(int(code), said, stderr)
+
+    @contextlib.contextmanager
+    def at_the_end(self, arguments: Sequence[str]) -> Iterator[Callable[[], bool]]:
+        """Has a command run on the phone when this is over, however it ends.
+
+        Also when this process is killed: its end closes what the phone is waiting on, and so does
+        a cable that is pulled.
+
+        Yields:
+            What has it run now, and tells whether it did.
+        """
+        line = f"trap '' HUP; cat >/dev/null; {quoted(arguments)}"
+        with subprocess.Popen(
+            [self._program, "-s", self._serial, "shell", "-T", line],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # an interrupt is for us: it would end adb, and not the phone's
+        ) as waiting:
+
+            def end() -> bool:
+                assert waiting.stdin is not None
+                with contextlib.suppress(BrokenPipeError):
+                    waiting.stdin.close()
+                try:
+                    return waiting.wait(_END_SECONDS) == 0
+                except subprocess.TimeoutExpired:
+                    return False
+
+            try:
+                yield end
+            finally:
+                end()
+                waiting.kill()
 
     def push(self, local: Path, remote: str) -> None:
         """Copies a file to the phone; see `Transport`."""
@@ -153,14 +194,16 @@ class Adb:
             found, tab, state = line.partition("\t")
             if tab and found:
                 states[found.strip()] = state.strip()
+        serial = serial or os.environ.get("ANDROID_SERIAL") or None
         if serial is None:
-            if len(states) > 1:
-                known = ", ".join(sorted(states))
+            # One that is offline or not trusted is in nobody's way.
+            ready = sorted(name for name, state in states.items() if state == "device")
+            if len(ready) > 1:
                 raise InputError(
-                    f"there are several Android devices: {known}; choose one, as in "
-                    f"--device=adb:{sorted(states)[0]}"
+                    f"there are several Android devices: {', '.join(ready)}; choose one, as in "
+                    f"--device=adb:{ready[0]}, or by ANDROID_SERIAL"
                 )
-            serial = next(iter(states), None)
+            serial = next(iter(ready or states), None)
         if serial is None:
             raise InputError(
                 "adb finds no Android device: connect one by USB and switch on USB debugging, "
@@ -275,7 +318,7 @@ def measure(
             root=_ROOT,
             device=f"{device}, Android {release or '?'}",
             binary=tool,
-            state=lambda: {"thermal state": _thermal_state(phone)[1]},
+            state=lambda: {"thermal state": _thermal_state(phone)[1], **_power_state(phone)},
             notes={"fixed-performance mode": fixed, "cooled down": heat},
         )
     return [processor.result(each) for each in found]
@@ -319,13 +362,32 @@ def _fixed_performance(phone: Adb) -> Iterator[str]:
     """
     command = ["cmd", "power", "set-fixed-performance-mode-enabled"]
     on: bool | None = None  # not known: an interrupt may come when the phone has already done it
-    try:
-        on = phone.run([*command, "true"], time_limit=_SECONDS).code == 0
-        yield "on" if on else "the phone has none"
-    finally:
-        if on is not False:
-            with contextlib.suppress(InputError):  # the phone is gone
-                phone.run([*command, "false"], time_limit=_SECONDS)
+    with phone.at_the_end([*command, "false"]) as end:
+        try:
+            on = phone.run([*command, "true"], time_limit=_SECONDS).code == 0
+            yield "on" if on else "the phone has none"
+        finally:
+            if on is not False and not end():
+                with contextlib.suppress(InputError):  # the phone is gone
+                    phone.run([*command, "false"], time_limit=_SECONDS)
+
+
+def _power_state(phone: Adb) -> dict[str, str]:
+    """What else slows a phone down, in words: its battery saver, its battery and its screen."""
+    said = phone.run(["sh", "-c", _POWER], time_limit=_SECONDS).stdout
+    saver = re.search(r"^saver ([01])$", said, re.MULTILINE)
+    level = re.search(r"^\s*level: (\d{1,3})\s*$", said, re.MULTILINE)
+    plugs = re.findall(r"^\s*(\w{1,20}) powered: (true|false)\s*$", said, re.MULTILINE)
+    awake = re.search(r"\bmWakefulness=(\w{1,20})", said)
+    plugged = ", ".join(plug for plug, on in plugs if on == "true")
+    charge = f", {level.group(1)} %" if level else ""
+    return {
+        "battery saver": ("off", "on")[int(saver.group(1))] if saver else "not told",
+        "battery": (f"charged by {plugged}" if plugged else "not charged") + charge
+        if plugs
+        else "not told",
+        "screen": {"Awake": "on"}.get(awake.group(1), "off") if awake else "not told",
+    }
 
 
 def _thermal_state(phone: Adb) -> tuple[int | None, str]:

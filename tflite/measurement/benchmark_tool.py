@@ -278,8 +278,9 @@ def linux_device(transport: Transport) -> str:
 def pinning(transport: Transport, threads: int) -> tuple[list[str], str]:
     """The command that keeps another on the big cores, and what it does in words.
 
-    The big cores are those that may run faster than the slowest kind. The command is empty if all
-    are of one kind, if the big ones are fewer than the threads, or if it cannot be known.
+    The big cores are those that may run faster than the slowest kind; of those, the fastest kind
+    that has enough, and only if none has, several kinds. The command is empty if all are of one
+    kind, if the big ones are fewer than the threads, or if it cannot be known.
     """
     completed = transport.run(["sh", "-c", _FREQUENCIES], time_limit=_SECONDS)
     speeds = {
@@ -295,6 +296,12 @@ def pinning(transport: Transport, threads: int) -> tuple[list[str], str]:
         return [], f"not pinned: {len(big)} big ones for {threads} threads"
     if "taskset" not in completed.stdout:
         return [], "not pinned: the device has no taskset"
+    # A thread on cores of two kinds is now on the one and now on the other.
+    for speed in sorted({speeds[core] for core in big}, reverse=True):
+        kind = [core for core in big if speeds[core] == speed]
+        if len(kind) >= threads:
+            big = kind
+            break
     mask = f"{sum(1 << core for core in big):x}"
     return ["taskset", mask], f"pinned to {', '.join(map(str, big))} (taskset {mask})"
 
