@@ -16,6 +16,7 @@ setup(
         "kapps.tflite.measurement",
         "kapps.tflite.passes",
         "kapps.tflite.programs",
+        "kapps.tflite.refinement",
         "kapps.tflite.report",
         "kapps.tflite.shipping",
         "kapps.tflite.tuning",
