@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import adb_daemon
@@ -22,7 +23,7 @@ from tflite_crafted import crafted_file
 from tool_texts import NEWER_END
 
 from kapps import InputError
-from kapps.tflite.measurement import adb, benchmark_tool, tool_output
+from kapps.tflite.measurement import adb, apk, benchmark_tool, tool_output
 from kapps.tflite.measurement.benchmark import benchmark
 from kapps.tflite.measurement.benchmark_tool import Settings
 from kapps.tflite.measurement.latency import StopRule
@@ -122,10 +123,10 @@ def _adb(*arguments):
     return subprocess.run(["adb", *arguments], check=True, capture_output=True, timeout=30)
 
 
-def _measure(files, binary, **settings):
+def _measure(files, binary, app=None, **settings):
     given = {"threads": 1, "accelerator": "cpu", "launches": 3, "time_limit": 60.0} | settings
     chosen = Settings(stop_rule=StopRule(64, 6.0), **given)
-    return adb.measure(files, chosen, serial=None, binary=binary)
+    return adb.measure(files, chosen, serial=None, binary=binary, app=app)
 
 
 def _assert_clean(phone, tmp_path):
@@ -729,3 +730,133 @@ def test_parallel_streams(phone):
     for thread in threads:
         thread.join()
     assert outputs == {number: f"{number}\n" for number in range(4)}
+
+
+# The app.
+
+AM = r"""
+[ "$1" = start ] || { echo "$*" >> ../stopped; exit 0; }
+for last; do :; done
+echo "$last" >> started
+say() { sed 's/^/11-28 08:00:00.123  4321  4321 I tflite  : /'; }
+line() { echo "11-28 08:00:00.120  4321  4321 I tflite_BenchmarkModelActivity: $1"; }
+{
+  # What another app says, and an earlier launch.
+  echo "11-28 08:00:00.119   999   999 I tflite  : Inference timings in us: Init: 1"
+  line "Running TensorFlow Lite benchmark with args: --graph=old"
+  echo "Inference timings in us: Init: 2" | say
+  line "Running TensorFlow Lite benchmark with args: $last"
+  say < messages
+} > log
+echo "Starting: Intent { cmp=org.tensorflow.lite.benchmark/.BenchmarkModelActivity }"
+"""
+
+
+@pytest.fixture
+def app_phone(phone, monkeypatch):
+    """A phone that installs apps, and on which the benchmark app says what is in `messages`."""
+    monkeypatch.setattr(apk, "_EVERY", 0.05)
+    phone.command(
+        "pm",
+        """case $1 in
+  path) [ -e app ] && echo package:/data/app/base.apk;;
+  install) for last; do :; done; cp "$last" app && echo Success;;
+  uninstall) rm app; echo Success;;
+esac""",
+    )
+    phone.command("am", AM.replace("../stopped", "stopped"))
+    phone.command("logcat", "cat log")
+    phone.command("pidof", '[ "$1" = org.tensorflow.lite.benchmark ]')
+    return phone
+
+
+@pytest.fixture
+def app(tmp_path):
+    path = tmp_path / "app $(touch pwned).apk"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("AndroidManifest.xml", b"binary")
+    return path
+
+
+def _logged(*texts):
+    """As the log has it: without the words that only the console gets."""
+    return re.sub(r"^(INFO|ERROR|VERBOSE|WARN): ", "", "".join(texts), flags=re.MULTILINE)
+
+
+def test_the_app(app_phone, app, files, tmp_path):
+    told = (
+        tool_texts.refused(["PACK: Operation is not supported."], 3, 62),
+        tool_texts.replacing(3, 65, "TfLiteGpuDelegateV2", 3),
+        tool_texts.applied("GPU", 1),
+        tool_texts.COUNTS,
+        tool_texts.CLASSIC_END,
+    )
+    (app_phone.folder / "messages").write_text(_logged(*told))
+    results = _measure(files, None, app=app, accelerator="gpu", launches=2)
+    for result in results:
+        assert (result.placement.share, result.delegate_pieces) == ("3 of 65", 1)
+        assert str(result.placement.outside[0]) == "PACK (Operation is not supported)"
+        assert (result.p50_ms, result.runs, result.launches) == (7.43, 320, 2)
+        assert (result.initialization_ms, result.peak_memory_mb) == (84.532, 98.25)
+        assert result.notes["tool"].endswith(", as an app")
+        assert result.notes["fixed-performance mode"] == "on"
+        assert len(result.versions["benchmark app"]) == 72
+    started = (app_phone.folder / "started").read_text().splitlines()
+    graphs = [line.split()[0].rpartition("/")[2] for line in started]
+    assert graphs == ["0.tflite", "1.tflite"] * 2
+    assert all(" --use_gpu=true " in line for line in started)
+    # The app is gone again, since it was not there.
+    assert not (app_phone.folder / "app").exists()
+    assert "force-stop" in (app_phone.folder / "stopped").read_text()
+    _assert_clean(app_phone, tmp_path)
+    (app_phone.folder / "app").write_text("mine")
+    _measure(files[:1], None, app=app, accelerator="gpu", launches=1)
+    assert (app_phone.folder / "app").exists()
+
+
+@pytest.mark.parametrize(
+    ("messages", "commands", "message"),
+    [
+        ("Failed to load model x\n", {}, "the benchmark app failed: Failed to load model x"),
+        ("Loaded model x\n", {"pidof": "exit 1"}, "ended in the middle: .*: Loaded model x"),
+        ("", {"pm": "[ $1 = path ] || echo 'Failure [INSTALL_FAILED_OLDER_SDK]'"}, "OLDER_SDK"),
+        ("", {"pm": "[ $1 = install ] && echo Success"}, "is another app than org.tensorflow"),
+        ("", {"am": "echo 'Error type 3'"}, "am start fails there: Error type 3"),
+        ("Loaded model x\n", {}, r"the 4 s for measuring are over"),
+    ],
+)
+def test_trouble_of_the_app(messages, commands, message, app_phone, app, files, tmp_path):
+    (app_phone.folder / "messages").write_text(messages)
+    for name, script in commands.items():
+        app_phone.command(name, script)
+    _assert_fails(files[:1], None, message, app_phone, tmp_path, app=app, time_limit=4.0)
+
+
+def test_what_is_no_app(app_phone, app, files, tmp_path):
+    _assert_fails(
+        files,
+        None,
+        "--profile needs --benchmark_binary",
+        app_phone,
+        tmp_path,
+        app=app,
+        profile=True,
+    )
+    app.write_bytes(b"<html>404")
+    _assert_fails(files, None, "is no Android app: the official", app_phone, tmp_path, app=app)
+    app.unlink()
+    _assert_fails(files, None, "cannot read .*: No such file", app_phone, tmp_path, app=app)
+
+
+def test_where_the_app_goes(files, app):
+    with pytest.raises(InputError, match="--benchmark_apk is for phones: --device=adb"):
+        benchmark(files, device="ssh:board", app=app)
+    with pytest.raises(InputError, match="--benchmark_binary or --benchmark_apk, not both"):
+        benchmark(files, device="adb", app=app, binary=app)
+
+
+def test_nnapi_on_a_new_android(phone, files, tool):
+    phone.command("getprop", GETPROP.replace("echo 14", "echo 15"))
+    text = tool_texts.applied("NNAPI", None) + tool_texts.COUNTS + tool_texts.CLASSIC_END
+    (result,) = _measure(files[:1], tool(_prints(text)), accelerator="nnapi", launches=1)
+    assert result.notes["NNAPI"].startswith("deprecated since Android 15: https://")

@@ -14,9 +14,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from kapps._errors import InputError, one_line
-from kapps.tflite.measurement import benchmark_tool
+from kapps.tflite.measurement import apk, benchmark_tool
 from kapps.tflite.measurement.benchmark_tool import Settings
 from kapps.tflite.measurement.latency import Latency
 from kapps.tflite.measurement.machine import machine
@@ -49,6 +50,8 @@ _STATES = {
     "no permissions": "may not be opened by this user: see https://developer.android.com/studio/run/"
     "device",
 }
+_NO_NNAPI = 15
+_NNAPI = "https://developer.android.com/ndk/guides/neuralnetworks/migration-guide"
 _POWER = """
 echo "saver $(settings get global low_power)"
 dumpsys battery
@@ -282,8 +285,9 @@ def measure(
     *,
     serial: str | None,
     binary: str | os.PathLike[str] | None,
+    app: str | os.PathLike[str] | None = None,
 ) -> list[Latency]:
-    """Measures .tflite files on an Android phone, by `benchmark_tool.measure_remote`.
+    """Measures .tflite files on an Android phone, by `benchmark_tool.measure_remote`, or by an app.
 
     The phone gets time to cool down first. It is in its fixed-performance mode meanwhile, where it
     has one.
@@ -293,6 +297,7 @@ def measure(
         settings: see there.
         serial: of the phone; None if there is only one.
         binary: `benchmark_model` for the phone.
+        app: the app of the same tool, in place of the binary: see `apk.measure_app`.
 
     Raises:
         InputError: see `Adb` and there; or the binary is missing or built for other phones.
@@ -306,22 +311,33 @@ def measure(
         "ro.product.cpu.abi",
     )
     device = f"{maker} {model}".strip() or "an Android device"
-    tool = _checked_binary(binary, abis.split(",") if abis else [abi], phone.name)
+    tool = None
+    if app is None:
+        tool = _checked_binary(binary, abis.split(",") if abis else [abi], phone.name)
     processor = machine(phone)
     settings = processor.settings(settings)
     heat = _cool_down(phone)
     with _fixed_performance(phone) as fixed:
-        found = benchmark_tool.measure_remote(
-            phone,
-            paths,
-            settings,
-            root=_ROOT,
-            device=f"{device}, Android {release or '?'}",
-            binary=tool,
-            state=lambda: {"thermal state": _thermal_state(phone)[1], **_power_state(phone)},
-            notes={"fixed-performance mode": fixed, "cooled down": heat},
-        )
+        notes = {"fixed-performance mode": fixed, "cooled down": heat}
+        if settings.accelerator == "nnapi" and _major(release) >= _NO_NNAPI:
+            notes["NNAPI"] = f"deprecated since Android {_NO_NNAPI}: {_NNAPI}"
+        common: dict[str, Any] = {
+            "root": _ROOT,
+            "device": f"{device}, Android {release or '?'}",
+            "state": lambda: {"thermal state": _thermal_state(phone)[1], **_power_state(phone)},
+            "notes": notes,
+        }
+        if app is not None:
+            found = apk.measure_app(phone, paths, settings, apk=app, **common)
+        else:
+            found = benchmark_tool.measure_remote(phone, paths, settings, binary=tool, **common)
     return [processor.result(each) for each in found]
+
+
+def _major(release: str) -> int:
+    """Android's version, of "14" or "8.1.0"; 0 if it is no number."""
+    major = release.partition(".")[0]
+    return int(major) if re.fullmatch("[0-9]{1,3}", major) else 0
 
 
 def _checked_binary(binary: str | os.PathLike[str] | None, abis: Sequence[str], name: str) -> Path:

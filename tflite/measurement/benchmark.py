@@ -32,6 +32,7 @@ def benchmark(
     stop_rule: str = "quick",
     launches: int = LAUNCHES,
     binary: str | os.PathLike[str] | None = None,
+    app: str | os.PathLike[str] | None = None,
     input_shape: Sequence[int] | None = None,
     profile: bool = False,
     time_limit: float = 3600.0,
@@ -49,6 +50,7 @@ def benchmark(
             launches tell the spread.
         binary: `benchmark_model`, for a phone, or for a board that has neither this tool on its
             PATH nor ai-edge-litert.
+        app: the same tool as an Android app (an .apk file), for a phone, in place of `binary`.
         input_shape: of the input of files that take any size, such as (1, 224, 224, 3).
         profile: whether each file is run once more, for the time of each operation; it counts for
             no other figure.
@@ -71,6 +73,10 @@ def benchmark(
             f"{len(paths)} files of {rule.seconds:g} s each take over {time_limit:g} s: raise "
             "--time_limit, or measure fewer at once"
         )
+    if app is not None and kind != "adb":
+        raise InputError("--benchmark_apk is for phones: --device=adb")
+    if app is not None and binary is not None:
+        raise InputError("give --benchmark_binary or --benchmark_apk, not both")
     if device == "host":
         if accelerator != "cpu":
             raise InputError(f"the host is measured on its CPU only, not on {accelerator!r}")
@@ -98,7 +104,7 @@ def benchmark(
     if kind == "adb":
         from kapps.tflite.measurement import adb
 
-        return adb.measure(paths, settings, serial=address or None, binary=binary)
+        return adb.measure(paths, settings, serial=address or None, binary=binary, app=app)
     return _over_ssh(paths, settings, address, binary)
 
 

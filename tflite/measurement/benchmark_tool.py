@@ -160,7 +160,7 @@ def measure_remote(
     launches, accelerator = settings.launches, settings.accelerator
     deadline = time.monotonic() + settings.time_limit
     identities = [identity(file) for file in files]  # now: a build may replace them meanwhile
-    shapes = [_input_flags(file, settings.input_shape) for file in files]
+    shapes = [input_flags(file, settings.input_shape) for file in files]
     versions = {"kapps": kapps.__version__}
     if binary is not None:
         versions["benchmark_model"] = f"SHA-256 {identity(binary)[0]}"
@@ -176,7 +176,7 @@ def measure_remote(
             transport.push(file, path)
         before = state()
         found: list[list[Launch]] = [[] for _ in files]
-        placed: list[list[_Placed]] = [[] for _ in files]
+        placed: list[list[Placed]] = [[] for _ in files]
         tool_name = ""
         profiles: list[tuple[Profiled, ...]] = [() for _ in files]
         rounds = launches + settings.profile  # the last one is for the profile
@@ -184,17 +184,11 @@ def measure_remote(
             at, profiling = done % len(files), done >= launches * len(files)
             result, runtime_info = f"{folder}/result", f"{folder}/runtime_info"
             command = [
-                *("sh", "-c", _START, folder, *pin, tool, f"--graph={remote[at]}"),
-                f"--num_threads={settings.threads}",
-                f"--num_runs={math.ceil(settings.stop_rule.runs / launches)}",
-                f"--min_secs={settings.stop_rule.seconds / launches:g}",
-                f"--max_secs={max(60.0, settings.time_limit):g}",
-                *_WARMUP,
+                *("sh", "-c", _START, folder, *pin, tool),
+                *tool_flags(settings, remote[at], shapes[at]),
                 f"--result_file_path={result}",
                 "--export_model_runtime_info=true",
                 f"--model_runtime_info_output_file={runtime_info}",
-                ACCELERATORS[accelerator][0],
-                *shapes[at],
                 *(_PROFILING if profiling else ()),
             ]
             left = deadline - time.monotonic()
@@ -211,22 +205,22 @@ def measure_remote(
                 profiles[at] = profiling_of(text, where)
                 settings.progress((done + 1) / (rounds * len(files)))
                 continue
-            _check_flags(text, accelerator, where)
             tool_name = which_tool(text) or tool_name
-            told = _taken(transport, runtime_info)
-            placed[at].append(_placed(text, told, accelerator, where))
-            found[at].append(_launch(_taken(transport, result), completed, where))
+            told, timed = (_taken(transport, path) for path in (runtime_info, result))
+            launch, where_it_ran = read_launch(text, timed, told, accelerator, where)
+            found[at].append(launch)
+            placed[at].append(where_it_ran)
             settings.progress((done + 1) / (rounds * len(files)))
         after = state()
     return [
-        _latency(
+        latency_of(
             file,
             launched,
             settings,
             sha256=sha256,
             size_bytes=size_bytes,
             device=device,
-            placed=min(where, key=_took),
+            placed=min(where, key=placed_count),
             profile=profile,
             notes={
                 "transport": transport.name,
@@ -243,7 +237,22 @@ def measure_remote(
     ]
 
 
-def _input_flags(file: Path, shape: Sequence[int] | None) -> tuple[str, ...]:
+def tool_flags(settings: Settings, graph: str, shape: Sequence[str]) -> list[str]:
+    """How the tool measures the file `graph` in one launch; `shape` as of `input_flags`."""
+    rule, launches = settings.stop_rule, settings.launches
+    return [
+        f"--graph={graph}",
+        f"--num_threads={settings.threads}",
+        f"--num_runs={math.ceil(rule.runs / launches)}",
+        f"--min_secs={rule.seconds / launches:g}",
+        f"--max_secs={max(60.0, settings.time_limit):g}",
+        *_WARMUP,
+        ACCELERATORS[settings.accelerator][0],
+        *shape,
+    ]
+
+
+def input_flags(file: Path, shape: Sequence[int] | None) -> tuple[str, ...]:
     """What gives the file's input a shape: the tool wants its name as well."""
     if shape is None:
         return ()
@@ -369,10 +378,30 @@ def _check_flags(text: str, accelerator: str, where: str) -> None:
     raise _nothing_ran(where, accelerator, why)
 
 
-_Placed = tuple[Placement | None, int | None]  # and the number of pieces
+Placed = tuple[Placement | None, int | None]
+"""Where a file ran, and in how many pieces."""
 
 
-def _placed(text: str, runtime_info: bytes | None, accelerator: str, where: str) -> _Placed:
+def read_launch(
+    text: str, result: bytes | None, runtime_info: bytes | None, accelerator: str, where: str
+) -> tuple[Launch, Placed]:
+    """What a launch tells of its times and of where it ran.
+
+    Args:
+        text: all that it has printed.
+        result: its result file, if it wrote one; runtime_info likewise.
+        accelerator: what was asked for.
+        where: the file and the device, for messages.
+
+    Raises:
+        InputError: it measured something else, or says what makes no sense.
+    """
+    _check_flags(text, accelerator, where)
+    placed = _placed(text, runtime_info, accelerator, where)
+    return _launch(result, text, where), placed
+
+
+def _placed(text: str, runtime_info: bytes | None, accelerator: str, where: str) -> Placed:
     """Where it ran; refuses what measured the CPU in the accelerator's place."""
     name = ACCELERATORS[accelerator][1]
     placement, pieces = tool_placement.read(text, runtime_info, accelerator, name)
@@ -404,7 +433,8 @@ def profiling_of(text: str, where: str) -> tuple[Profiled, ...]:
     return profile
 
 
-def _took(placed: _Placed) -> float:
+def placed_count(placed: Placed) -> float:
+    """By which the worst of several launches is found."""
     placement, _ = placed
     return -1 if placement is None or placement.placed is None else placement.placed
 
@@ -425,14 +455,11 @@ def _taken(transport: Transport, path: str) -> bytes | None:
     return content
 
 
-def _launch(result: bytes | None, completed: Completed, where: str) -> Launch:
+def _launch(result: bytes | None, text: str, where: str) -> Launch:
     """From the result file, or from the text of builds that write none."""
-    if result is not None:
-        launch = parse_result(result)
-    else:
-        launch = parse_text(completed.stdout + "\n" + completed.stderr)
+    launch = parse_text(text) if result is None else parse_result(result)
     if launch is None or not _sensible(launch):
-        said = one_line(_last_lines(completed.stdout) or _last_lines(completed.stderr))
+        said = one_line(_last_lines(text))
         raise InputError(
             f"{where}: benchmark_model tells no time that makes sense; its end: {said[:200]!r}"
         )
@@ -450,7 +477,7 @@ def _sensible(launch: Launch) -> bool:
     )
 
 
-def _latency(
+def latency_of(
     file: Path,
     launches: Sequence[Launch],
     settings: Settings,
@@ -458,11 +485,12 @@ def _latency(
     sha256: str,
     size_bytes: int,
     device: str,
-    placed: _Placed,
+    placed: Placed,
     profile: tuple[Profiled, ...],
     notes: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> Latency:
+    """The result of a file from its launches; see the attributes of `Latency`."""
     medians = [launch.p50_ms for launch in launches if launch.p50_ms is not None]
     return Latency(
         file=file,

@@ -47,6 +47,9 @@ _BENCHMARK_BINARY = flags.DEFINE_string(
     None,
     "benchmark_model for the phone or board; without it the error says which one to fetch",
 )
+_BENCHMARK_APK = flags.DEFINE_string(
+    "benchmark_apk", None, "the same tool as an app for the phone, in place of --benchmark_binary"
+)
 _TIME_LIMIT = flags.DEFINE_float(
     "time_limit",
     3600.0,
@@ -85,6 +88,7 @@ def main(argv: list[str]) -> int:
                 stop_rule=_STOP_RULE.value,
                 launches=_LAUNCHES.value,
                 binary=_BENCHMARK_BINARY.value,
+                app=_BENCHMARK_APK.value,
                 input_shape=_INPUT_SHAPE.value,
                 profile=_PROFILE.value,
                 time_limit=_TIME_LIMIT.value,
