@@ -856,7 +856,7 @@ def test_where_the_app_goes(files, app):
 
 
 def test_nnapi_on_a_new_android(phone, files, tool):
-    phone.command("getprop", GETPROP.replace("echo 14", "echo 15"))
+    phone.command("getprop", adb_daemon.GETPROP.replace("echo 14", "echo 15"))
     text = tool_texts.applied("NNAPI", None) + tool_texts.COUNTS + tool_texts.CLASSIC_END
     (result,) = _measure(files[:1], tool(_prints(text)), accelerator="nnapi", launches=1)
     assert result.notes["NNAPI"].startswith("deprecated since Android 15: https://")

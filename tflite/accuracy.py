@@ -111,7 +111,8 @@ def model_and_variant(file: str) -> tuple[str, str]:
     """What a file's name says of it: ("MobileNetV2", "int8") for MobileNetV2_int8.tflite."""
     stem = file.removesuffix(".tflite")
     match = re.fullmatch(
-        r"(.+?)[_.-](float32|float16|dynamic|mixed|int16x8|(?:int8[_.-])?qat|int8)", stem
+        r"(.+?)[_.-](float32|float16|dynamic|int4_blockwise|int4|mixed|int16x8|(?:int8[_.-])?qat|int8)",
+        stem,
     )
     if match is None:
         return stem, ""

@@ -13,14 +13,14 @@ import numpy as np
 from keras import layers
 
 from kapps._errors import InputError
-from kapps.tflite import file_facts
+from kapps.tflite import file_facts, four_bits
 from kapps.tflite.comparison import layers_in
 from kapps.tflite.file_facts import Content
 from kapps.tflite.large import NotFound, StandIn, filled, is_large, with_ranges, with_stand_ins
 from kapps.tflite.mixed import Mixed, Trade, mixed
 from kapps.tflite.passes import run_passes
 from kapps.tflite.passes.graph import rebuild, settle, sharing_weights
-from kapps.tflite.quantizations import CALIBRATED, IO, Quantization
+from kapps.tflite.quantizations import CALIBRATED, FOUR_BITS, IO, Quantization
 from kapps.tflite.refinement import Refined, refined
 from kapps.tflite.refinement.statistics import inputs_of
 
@@ -42,6 +42,9 @@ def make_content(
     target_loss: float | None = None,
 ) -> Made:
     """The file's content, without metadata."""
+    if quantization in FOUR_BITS:
+        plain = make_content(model, "float32", "float32", None).content
+        return Made(*four_bits.quantized(bytes(plain), quantization, calibration))
     with sharing_weights():
         model = run_passes(model, quantization=quantization)
         if quantization == "int16x8":

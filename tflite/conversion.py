@@ -26,7 +26,7 @@ from kapps import _hub
 from kapps._block_skipping import any_depth
 from kapps._errors import InputError
 from kapps._files import atomic_write, sha256
-from kapps.tflite import file_facts
+from kapps.tflite import file_facts, four_bits
 from kapps.tflite.classifier import as_classifier
 from kapps.tflite.content import Made, check_steps, make_content, where
 from kapps.tflite.images import check_images, check_pixels, weaknesses
@@ -113,8 +113,9 @@ def convert(
             quantize_aware returned, trained.
         path: where the file goes; one that is there is replaced only once the new one is verified.
         quantization: see `Quantization`.
-        calibration: for int8 and int16x8: real images (n, height, width, channels), RGB in 0..255,
-            uint8 or float, of the kind that the model will see: 100 to 500 of the training set.
+        calibration: for int8, mixed and int16x8, and of use for int4 and int4_blockwise: real
+            images (n, height, width, channels), RGB in 0..255, uint8 or float, of the kind that the
+            model will see: 100 to 500 of the training set.
             Where the model has been trained, images of another range or channel order are refused.
         verification: real images for the check, preferably held out; by default `calibration`.
         labels: the name of each class, in the order of the outputs, or by name the index of its
@@ -154,6 +155,7 @@ def convert(
     """
     io = check_quantization(quantization, io, file_format)
     check_target(quantization, target_loss)
+    four_bits.check_installed(quantization)
     if keras.config.backend() != "tensorflow":
         raise InputError(
             f"conversion runs on TensorFlow, and Keras on {keras.config.backend()}: save the "

@@ -29,6 +29,8 @@ LIMITS = {
     "float32": 0.001,  # 0.000007
     "float16": 0.02,  #  0.0005
     "dynamic": 0.2,  #   0.018
+    "int4": 0.5,  #      a step is 1/7 of a kernel's largest value
+    "int4_blockwise": 0.2,
     "int8": 0.2,  #      0.039; where an outlier takes the range, 0.5 (EfficientNetB0's gates) and
     #                    0.92 (MobileNetV3Large at 2 x 2 pixels), at no loss of accuracy
     "mixed": 0.2,  #     as int8

@@ -115,7 +115,8 @@ def quantization(graph: Graph[Operation]) -> str:
     "int8" and "int16x8": most operations with weights give integers, or, in a file without any,
     most operations. Some may still compute in float (`float_operations`), and those convert their
     inputs and outputs. "mixed": of those with weights some give 8-bit integers, and some floats.
-    "dynamic": floats are computed, from weights of 8 bits. "float16": from
+    "dynamic": floats are computed, from weights of 8 bits. "int4": some of them of 4 bits;
+    "int4_blockwise": and the scales of their blocks in FLOAT16. "float16": from
     weights of 16 bits. Otherwise "float32".
     """
     computed = [op for op in graph.operations if op.name not in _CONVERSIONS]
@@ -134,6 +135,8 @@ def quantization(graph: Graph[Operation]) -> str:
     if integers > floats:
         return "int8"
     weights = {tensor.dtype for tensor in graph.tensors if tensor.constant}
+    if "INT4" in weights:
+        return "int4_blockwise" if "FLOAT16" in weights else "int4"
     if weights & set(_BYTES):
         return "dynamic"
     return "float16" if "FLOAT16" in weights else "float32"

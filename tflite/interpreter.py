@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from kapps._errors import InputError
+from kapps._errors import InputError, one_line
 from kapps.tflite.metadata import Metadata, find_metadata, pixels_to_input
 
 
@@ -61,6 +62,11 @@ def load_interpreter(
     except InputError:
         raise
     except (RuntimeError, ValueError) as error:
+        if "builtin opcode" in str(error):
+            raise InputError(
+                f"{path} needs a newer runtime than LiteRT {version('ai-edge-litert')}: "
+                f"pip install -U ai-edge-litert ({one_line(str(error))})"
+            ) from error
         if input_shape is not None:
             shape = ",".join(map(str, input_shape))
             raise InputError(f"{path} does not run on an input of {shape}: {error}") from error

@@ -6,14 +6,20 @@ from typing import Literal, get_args
 
 from kapps._errors import InputError, unknown
 
-Quantization = Literal["float32", "float16", "dynamic", "int8", "mixed", "int16x8"]
+Quantization = Literal[
+    "float32", "float16", "dynamic", "int4", "int4_blockwise", "int8", "mixed", "int16x8"
+]
 """float16: weights of 16 bits, float arithmetic. dynamic: weights of 8 bits, activations quantized
-as they come. int8: weights and activations of 8 bits, by calibration. mixed: int8 with as many of
-the layers that lose most in floats as a target takes. int16x8: int8 with activations of 16 bits,
-nearly exact, and some ten times slower."""
+as they come. int4: the same with 4 bits in convolutions and dense layers, at a loss that few
+networks bear without training for it. int4_blockwise: dynamic with 4 bits in dense layers, 32
+weights to a scale. int8: weights and activations of 8 bits, by calibration. mixed: int8 with as
+many of the layers that lose most in floats as a target takes. int16x8: int8 with activations of 16
+bits, nearly exact, and some ten times slower."""
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("float32", "float16", "dynamic", "int8")
-"""Those that are fast on a phone and need no target."""
+"""Those that are fast on a phone, run on any runtime and need no target."""
+
+FOUR_BITS = ("int4", "int4_blockwise")
 
 CALIBRATED = ("int8", "mixed", "int16x8")
 

@@ -82,6 +82,8 @@ LIMITS = {
     "float32": Limit(0.0001, 0.0001),  #     0       0.0000012
     "float16": Limit(0.002, 0.01),  #        0       0.0023
     "dynamic": Limit(0.01, 0.05),  #         0.0011  0.019
+    "int4": Limit(0.1, 0.3),  #              0.018   0.21; EfficientNetLite0 on photographs
+    "int4_blockwise": Limit(0.05, 0.2),  #   0.006   0.055
     "int8": Limit(0.05, 0.2),  #             0.025   0.096
     "mixed": Limit(0.05, 0.2),  #            as int8
     "int16x8": Limit(0.01, 0.05),  #         0.0002  0.0026
@@ -91,6 +93,8 @@ _REMEDY = {
     "float32": "Please report it: a float32 file has to be exact.",
     "float16": "Use float32, or look for weights beyond the range of float16.",
     "dynamic": "Use float16.",
+    "int4": "Use int4_blockwise or dynamic.",
+    "int4_blockwise": "Use dynamic.",
     "int8": "Calibrate on more images, of all classes and such as the model will see, or use "
     "float16.",
     "mixed": "Calibrate on more images, of all classes and such as the model will see, or use "

@@ -57,7 +57,9 @@ class Tensor:
         signature: the same with -1 for a dimension that is not fixed.
         constant: its content is in the file.
         bytes: how much of the file that takes.
-        quantization: None for floats and plain integers.
+        quantization: None for floats, plain integers, and weights with scales by block.
+        block: how many weights share a scale, of those whose scales lie in a tensor of their own;
+            0 of all others.
     """
 
     index: int
@@ -68,6 +70,7 @@ class Tensor:
     constant: bool
     bytes: int
     quantization: Quantization | None
+    block: int
 
     def __str__(self) -> str:
         sides = ("?" if side < 0 else str(side) for side in self.signature)

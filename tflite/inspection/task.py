@@ -164,6 +164,7 @@ def _tensor(tensor: Any, index: int, buffers: list[int]) -> dict[str, Any]:
         "shape": shape,
         "signature": _numbers(tensor.ShapeSignatureAsNumpy()) or shape,
         "quantization": _quantization(tensor.Quantization(), index),
+        "block": _block(tensor.Quantization()),
         "buffer": tensor.Buffer() if tensor.Buffer() < len(buffers) else 0,
         "constant": _size(buffers, tensor.Buffer()) > 0,
         "bytes": _size(buffers, tensor.Buffer()),
@@ -185,6 +186,16 @@ def _quantization(parameters: Any, index: int) -> dict[str, Any] | None:
     }
 
 
+def _block(parameters: Any) -> int:
+    """How many weights share a scale that lies in a tensor of its own; 0 if none does."""
+    blockwise = schema.QuantizationDetails.BlockwiseQuantization
+    if parameters is None or parameters.DetailsType() != blockwise:
+        return 0
+    details, table = schema.BlockwiseQuantization(), parameters.Details()
+    details.Init(table.Bytes, table.Pos)
+    return max(0, int(details.BlockSize()))
+
+
 def _indices(values: Any, count: int) -> list[int]:
     """Numbers of tensors, -1 for one that is left out."""
     indices = _numbers(values)
@@ -201,14 +212,19 @@ def _operation(root: Any, operator: Any, index: int, tensors: list[Any]) -> dict
     code = root.OperatorCodes(code)
     custom = is_custom(code)
     name = _text(code.CustomCode()) if custom else operator_name(code)
+    inputs = _indices(operator.InputsAsNumpy(), len(tensors))
+    weights = [tensors[n] for n in inputs[1:2] if n >= 0 and tensors[n]["dtype"] == "INT4"]
+    blocks = any(tensor["block"] for tensor in weights)
     return {
         "index": index,
         "name": name,
         "custom": custom,
         "version": code.Version(),
-        "inputs": _indices(operator.InputsAsNumpy(), len(tensors)),
+        "inputs": inputs,
         "outputs": _indices(operator.OutputsAsNumpy(), len(tensors)),
-        "oldest_runtime": None if custom else oldest_runtime(name, code.Version()),
+        "oldest_runtime": None
+        if custom
+        else oldest_runtime(name, code.Version(), four_bits=bool(weights), blocks=blocks),
         "stride": _stride(root, operator, name, tensors),
         "options": {} if custom else options_of(operator, name),
         "piece": None,

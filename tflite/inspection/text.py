@@ -132,7 +132,7 @@ def _quantization(i: Inspection) -> tuple[list[str], list[list[str]]]:
     sizes: collections.Counter[tuple[str, str]] = collections.Counter()
     for tensor in i.subgraphs[0].tensors:
         if tensor.constant:
-            kind = "none"
+            kind = f"in blocks of {tensor.block}" if tensor.block else "none"
             if tensor.quantization:
                 per_channel = tensor.quantization.axis is not None
                 kind = (

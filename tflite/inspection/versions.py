@@ -131,11 +131,32 @@ ZEROS_LIKE 1.12
 _RUNTIMES = {name: runtimes for name, *runtimes in map(str.split, _TABLE.strip().splitlines())}
 
 
-def oldest_runtime(operation: str, version: int) -> str | None:
-    """The oldest runtime with this version of the operation, such as "2.3"; None if not known."""
+# Weights of 4 bits for activations of floats have no version of their own. So files of
+# EfficientNetLite0 by ai-edge-quantizer 0.10.0 were run on TensorFlow Lite 2.14, 2.16 and 2.18 and
+# on LiteRT 1.0.1 to 2.3.0: before these, convolutions end the process (2.16) or give other numbers
+# (2.18, LiteRT 1.0.1), and blocks give other numbers (LiteRT 1.2.0). LiteRT 1.1.2 is of the time of
+# TensorFlow 2.19, 1.3.0 of that of 2.20.
+_FOUR_BITS = {"CONV_2D": "2.19", "DEPTHWISE_CONV_2D": "2.19", "FULLY_CONNECTED": "2.14"}
+_BLOCKS = "2.20"
+
+
+def oldest_runtime(
+    operation: str, version: int, *, four_bits: bool = False, blocks: bool = False
+) -> str | None:
+    """The oldest runtime with this version of the operation, such as "2.3"; None if not known.
+
+    Args:
+        operation: its name in the schema.
+        version: of it.
+        four_bits: its weights have 4 bits.
+        blocks: blocks of these have a scale each.
+    """
     runtimes = _RUNTIMES.get(operation, [])
     found = runtimes[version - 1] if 1 <= version <= len(runtimes) else "-"
-    return None if found == "-" else found
+    if found == "-":
+        return None
+    needed = [_FOUR_BITS.get(operation, found)] if four_bits else []
+    return newest([found, *needed, *([_BLOCKS] if blocks else [])])
 
 
 def is_version(text: str) -> bool:

@@ -118,6 +118,11 @@ def _restate_versions(model: Any) -> None:
     oldest = newest([runtime for runtime in runtimes if runtime is not None])
     if oldest is None or None in runtimes:
         return
+    note_runtime(model, oldest)
+
+
+def note_runtime(model: Any, oldest: str) -> None:
+    """Notes the oldest runtime of a file, where the converter has noted one."""
     text = oldest if oldest.count(".") > 1 else f"{oldest}.0"
     for note in model.metadata or []:
         if note.name == b"min_runtime_version":

@@ -31,7 +31,7 @@ _OUTPUT = flags.DEFINE_string(
 _QUANTIZATION = flags.DEFINE_list(
     "quantization",
     "float32",
-    "float32, float16, dynamic, int8, mixed or int16x8; several with commas",
+    "float32, float16, dynamic, int4, int4_blockwise, int8, mixed or int16x8; several with commas",
 )
 _FORMAT = flags.DEFINE_enum(
     "format", "tflite", ["tflite", "onnx"], "onnx: float32, for ONNX Runtime (extra onnx)"
@@ -77,12 +77,13 @@ def main(argv: list[str]) -> int | None:
     if _MODEL.is_for_another_process():
         return _MODEL.start_anew("convert", _TIME_LIMIT.value)
     start_keras()
-    from kapps.tflite import conversion_run
+    from kapps.tflite import conversion_run, four_bits
     from kapps.tflite.quantizations import check_quantization, check_target
     from kapps.tools.progress import progress_bar
 
     for quantization in quantizations:  # before the images are read
         check_quantization(quantization, _IO.value, _FORMAT.value)
+        four_bits.check_installed(quantization)
     check_target("mixed" if "mixed" in quantizations else quantizations[0], _TARGET_LOSS.value)
     source = _MODEL.load(_LABELS.value)
     images = conversion_run.read_images(

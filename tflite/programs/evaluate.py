@@ -37,7 +37,17 @@ _TFLITE = flags.DEFINE_string("tflite", None, "file to evaluate, in place of wei
 _VARIANT = flags.DEFINE_enum(
     "variant",
     None,
-    ["float32", "float16", "dynamic", "int8", "int8-qat", "mixed", "int16x8"],
+    [
+        "float32",
+        "float16",
+        "dynamic",
+        "int4",
+        "int4_blockwise",
+        "int8",
+        "int8-qat",
+        "mixed",
+        "int16x8",
+    ],
     "how the file of --tflite is quantized; by default what the file says",
 )
 _SPLIT = model_flags.define_split()

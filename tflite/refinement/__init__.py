@@ -21,7 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.large.filling import packed
 from kapps.tflite.large.ranges import made_computable, set_ranges
-from kapps.tflite.refinement.bias import correct_biases
+from kapps.tflite.refinement.bias import correct_biases, rounded
 from kapps.tflite.refinement.clipping import best_range
 from kapps.tflite.refinement.equalization import equalize
 from kapps.tflite.refinement.statistics import Ranges, find_channels, find_histograms
@@ -30,7 +30,8 @@ from kapps.tflite.verification import Verification, compare
 STEPS = ("bias correction", "equalization", "fitted ranges")
 """In the order in which they are tried."""
 
-_JUDGED = 64  # images, on which a step has to be of use
+JUDGED = 64
+"""Images, on which a step has to be of use."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def refined(content: bytes, images: np.ndarray, quantize: Callable[[bytes], byte
         quantize: makes a file of integers of one of floats with the range of each tensor.
     """
     source = _Source(content, images)
-    judge = Judge(content, some(images, _JUDGED))
+    judge = Judge(content, some(images, JUDGED))
     best: Refined | None = None
     for step in (None, *STEPS):
         steps = (*(best.steps if best else ()), *([step] if step else []))
@@ -136,7 +137,9 @@ class _Source:
             ranges |= self._fitted[equalized]
         # The biases last: what they are to make up for must not move the ranges.
         if "bias correction" in steps:
-            correct_biases(model, channels, in_float)
+            correct_biases(
+                model, channels, lambda layer: None if layer.output in in_float else rounded(layer)
+            )
         made_computable(model, {}, ranges)
         set_ranges(model, ranges)
         return bytes(packed(model))
@@ -148,5 +151,5 @@ class _Source:
         inner = {number: found for number, found in ranges.items() if number not in ends}
         # How values are distributed shows in some images as well as in all; what others have beyond
         # them is at the ends that they gave.
-        counts = find_histograms(model, inner, some(self._images, _JUDGED))
+        counts = find_histograms(model, inner, some(self._images, JUDGED))
         return {number: best_range(*ranges[number], found) for number, found in counts.items()}

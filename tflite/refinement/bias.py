@@ -8,7 +8,7 @@ depthwise convolution of nine. The mean of x is here that over the calibration i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from kapps.tflite.refinement.statistics import Channels
 
 
 def correct_biases(
-    model: Any, channels: Mapping[int, Channels], in_float: Collection[str] = ()
+    model: Any,
+    channels: Mapping[int, Channels],
+    rounding: Callable[[Weighted], np.ndarray | None],
 ) -> None:
     """Corrects the bias of each convolution and dense layer that has one, in place.
 
@@ -27,19 +29,20 @@ def correct_biases(
     Args:
         model: a file of floats as an object of the schema's.
         channels: of its tensors.
-        in_float: names of the outputs of layers that are not rounded.
+        rounding: gives the kernel of a layer as it will be; None if it stays as it is.
     """
     for layer in weighted(model):
-        given = channels.get(int(layer.op.inputs[0]))
-        if layer.bias is not None and given is not None and layer.output not in in_float:
-            lost = _summed(layer, layer.kernel - rounded(layer.kernel, layer.axis), given.mean)
+        given, kernel = channels.get(int(layer.op.inputs[0])), rounding(layer)
+        if layer.bias is not None and given is not None and kernel is not None:
+            lost = _summed(layer, layer.kernel - kernel, given.mean)
             if lost is not None:
                 layer.set_bias(layer.bias + lost)
 
 
-def rounded(kernel: np.ndarray, axis: int) -> np.ndarray:
-    """As the quantizer has it: 127 steps to the largest magnitude of each output channel."""
-    others = tuple(n for n in range(kernel.ndim) if n != axis)
+def rounded(layer: Weighted) -> np.ndarray:
+    """The kernel in 8 bits: 127 steps to the largest magnitude of each output channel."""
+    kernel = layer.kernel
+    others = tuple(n for n in range(kernel.ndim) if n != layer.axis)
     scale = np.abs(kernel).max(axis=others, keepdims=True).astype("float64") / 127
     scale[scale == 0] = 1
     return np.clip(np.rint(kernel / scale), -127, 127) * scale

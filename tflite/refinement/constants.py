@@ -51,11 +51,11 @@ class Weighted:
 
     def set_kernel(self, values: np.ndarray) -> None:
         """Of the same shape."""
-        _set(self.model, self.op, 1, values)
+        set_constant(self.model, self.op, 1, values)
 
     def set_bias(self, values: np.ndarray) -> None:
         """(output channels,); of an operation that has one."""
-        _set(self.model, self.op, 2, values)
+        set_constant(self.model, self.op, 2, values)
 
 
 def weighted(model: Any) -> Iterator[Weighted]:
@@ -77,8 +77,11 @@ def _values(model: Any, op: Any, position: int) -> np.ndarray | None:
     return np.asarray(data, "uint8").view("float32").reshape(tensor.shape)
 
 
-def _set(model: Any, op: Any, position: int, values: np.ndarray) -> None:
-    """Equal constants share a tensor or a buffer in a file: this one has its own from now on."""
+def set_constant(model: Any, op: Any, position: int, values: np.ndarray) -> None:
+    """Puts floats in the place of a constant input of an operation.
+
+    Equal constants share a tensor or a buffer in a file: this one has its own from now on.
+    """
     graph = model.subgraphs[0]
     number = int(op.inputs[position])
     old = graph.tensors[number]
@@ -96,4 +99,4 @@ def _set(model: Any, op: Any, position: int, values: np.ndarray) -> None:
     tensor.hasRank = old.hasRank
     tensor.buffer = len(model.buffers) - 1
     graph.tensors.append(tensor)
-    op.inputs[position] = len(graph.tensors) - 1
+    op.inputs = [*op.inputs[:position], len(graph.tensors) - 1, *op.inputs[position + 1 :]]

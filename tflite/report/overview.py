@@ -236,7 +236,17 @@ def _column(result: Any) -> str:
 
 
 def _rank(variant: str) -> int:
-    order = ("float32", "float16", "dynamic", "int8", "int8-qat", "mixed", "int16x8")
+    order = (
+        "float32",
+        "float16",
+        "dynamic",
+        "int4",
+        "int4_blockwise",
+        "int8",
+        "int8-qat",
+        "mixed",
+        "int16x8",
+    )
     return order.index(variant) if variant in order else len(order)
 
 
