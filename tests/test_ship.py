@@ -30,6 +30,7 @@ from kapps.tools.transfer_config import TransferConfig
 pytestmark = pytest.mark.slow
 
 PACKAGE = "org.example.four_digits"
+_KINDS = ("js", "wasm")
 TITLE = 'Four "digits" & more, it\'s <these>'
 
 
@@ -150,18 +151,29 @@ def test_the_app_is_packed_and_its_code_compiles(shipped, tmp_path):
 
 
 def test_what_is_worked_on_stays(shipped, pictures, tmp_path, capsys):
-    """The same command again trains nothing, and changes nothing in the app but its model."""
+    """The same command again trains nothing, and changes nothing in the app but its model.
+
+    It makes a page now, of a stand-in for LiteRT.js: test_tflite_web.py opens pages.
+    """
     output = tmp_path / "out"
     shutil.copytree(shipped[0], output)
     (code,) = (output / "android").rglob("MainActivity.kt")
     code.write_text("// mine\n")
     (output / "android" / android.ASSET).write_bytes(b"old")
-    arguments = " ".join(f"'{each}'" for each in _command(pictures, output) if "title" not in each)
+    for name in ("core", "wasm-utils"):
+        folder = tmp_path / "node_modules/@litertjs" / name
+        (folder / "wasm").mkdir(parents=True)
+        (folder / "package.json").write_text('{"main": "index.js", "version": "1"}')
+        for file in ("index.js", *(f"wasm/litert_wasm_compat_internal.{kind}" for kind in _KINDS)):
+            (folder / file).write_text(file)
+    command = _command(pictures, output, "--web", f"--litertjs={tmp_path}/node_modules")
+    arguments = " ".join(f"'{each}'" for each in command if "title" not in each)
     ended, said, stderr = run_here("tflite.programs.ship", arguments, capsys)
     assert not ended, stderr
     assert "android: the model in the app" in said
     assert "this run is finished" in stderr
     assert code.read_text() == "// mine\n"
+    assert sha256(output / "model.tflite") in (output / "page.html").read_text()
     asset = output / "android" / android.ASSET
     assert asset.read_bytes() == (output / "model.tflite").read_bytes()
 
@@ -202,6 +214,8 @@ def test_a_mistake_is_told_before_anything_is_done(pictures, tmp_path):
             shipping.ship(_config(pictures, output, package=package))
     with pytest.raises(InputError, match="--target_loss must be 0 to 1, not 1.5"):
         shipping.ship(_config(pictures, output, target_loss=1.5))
+    with pytest.raises(InputError, match="no LiteRT.js in .*: npm install @litertjs/core"):
+        shipping.ship(_config(pictures, output, litertjs=str(tmp_path)))
     with pytest.raises(InputError, match="unknown device 'phone'"):
         shipping.ship(_config(pictures, output, device="phone"))
     config = _config(pictures, output, licence="MIT")

@@ -36,6 +36,10 @@ _DEVICE = flags.DEFINE_string(
     "device", None, "where latency is measured, as for kapps-benchmark: host, adb, ssh:HOST"
 )
 _BENCHMARK_BINARY = flags.DEFINE_string("benchmark_binary", None, "benchmark_model for the device")
+_WEB = flags.DEFINE_boolean("web", False, "whether to make a page that classifies pictures as well")
+_LITERTJS = flags.DEFINE_string(
+    "litertjs", "node_modules", "folder in which npm has put @litertjs/core, for --web"
+)
 _PACKAGE = flags.DEFINE_string("package", "com.example.classifier", "name of the Android app")
 _TITLE = flags.DEFINE_string("title", None, "of the app; by default the network's name")
 _AUTHOR = flags.DEFINE_string("author", "", "for the metadata and the card")
@@ -84,6 +88,7 @@ def main(argv: list[str]) -> int | None:
             author=_AUTHOR.value,
             licence=_LICENCE.value,
             data_licence=_DATA_LICENCE.value,
+            litertjs=_LITERTJS.value if _WEB.value else None,
         ),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -14,6 +14,7 @@ labels.txt        its classes, one a line
 report/           accuracy, size and latency of all of them
 MODEL_CARD.md     what it is, from what, and how good
 android/          the app's project, with the model in it
+page.html         classifies pictures in the browser, if that was asked for
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import kapps
 from kapps import _index
 from kapps._errors import InputError, is_number
 from kapps._files import atomic_write
-from kapps.tflite import conversion_run, evaluation, source, tuning_run
+from kapps.tflite import conversion_run, evaluation, source, tuning_run, web
 from kapps.tflite.accuracy import Accuracy, write_accuracy
 from kapps.tflite.evaluation import Split
 from kapps.tflite.measurement import benchmark as benchmarking
@@ -65,6 +66,8 @@ class ShipConfig:
     """Of the model: an SPDX identifier or a text; by default that of the published weights."""
     data_licence: str = ""
     """Of the pictures, for the card."""
+    litertjs: str | None = None
+    """The folder with LiteRT.js, for a page; see `kapps.tflite.web`. None: there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +156,8 @@ def ship(
     new = android.write_project(
         output / "android", file, model.transform, package=config.package, title=title
     )
+    if config.litertjs is not None:
+        web.web_page(file, output / "page.html", litertjs=config.litertjs)
     shipped = Shipped(
         title,
         runs.load_run(workdir),
@@ -194,6 +199,8 @@ def _check(config: ShipConfig) -> kapps.PublishedWeights | None:
     android.check_package(config.package)
     if config.device is not None:
         benchmarking.parse_device(config.device)
+    if config.litertjs is not None:
+        web.check_litertjs(config.litertjs)
     weights = config.training.weights or ""
     if Path(weights).exists() or Path(weights).suffix in (".safetensors", ".pth", ".h5"):
         return None
