@@ -7,8 +7,11 @@ SOURCE is one of:
 - kapps: `kapps.tflite.convert`, pixels in 0..255 and softmax in the graph.
 - keras: keras.applications through `tf.lite.TFLiteConverter.from_keras_model`, as anyone would.
 - keras-static: the same from a model that was built with a batch of 1.
-- torchvision, timm: through litert-torch, channels last, without normalization and softmax. These
-  need an environment with torch and litert-torch, and neither kapps nor tensorflow.
+- zeromodels, zeromodels-static: as keras and keras-static, of ZeroModels, without normalization.
+  These need an environment with tensorflow and zeromodels.
+- torchvision, timm: through litert-torch, channels last, without normalization and softmax; int8 by
+  ai-edge-quantizer's recipe static_wi8_ai8. These need an environment with torch, litert-torch and
+  ai-edge-quantizer, and neither kapps nor tensorflow.
 
 The process ends with the file, so that no converter leaves anything to the next.
 """
@@ -50,7 +53,6 @@ def _kapps(source: str, net: str, quantization: str, size: int) -> bytes:
 
 def _keras(source: str, net: str, quantization: str, size: int) -> bytes:
     import keras
-    import tensorflow as tf
 
     builder = getattr(keras.applications, net)
     if source == "keras-static":
@@ -58,13 +60,49 @@ def _keras(source: str, net: str, quantization: str, size: int) -> bytes:
         model = builder(weights=None, input_tensor=image)
     else:
         model = builder(weights=None, input_shape=(size, size, 3))
+    return _converted(model, quantization, size, scaled=net in _SCALED)
+
+
+# The classifier of each, and what differs from its defaults.
+_ZEROMODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "MobileNetV2": ("mobilenetv2", "MobileNetV2", {}),
+    "MobileNetV3Small": ("mobilenetv3", "MobileNetV3", {"config": "small"}),
+    "MobileNetV3Large": ("mobilenetv3", "MobileNetV3", {}),
+    "EfficientNetB0": ("efficientnet", "EfficientNet", {}),
+    "EfficientNetLite0": ("efficientnet_lite", "EfficientNetLite", {}),
+    "EfficientNetV2B0": (
+        "efficientnetv2",
+        "EfficientNetV2",
+        {"block_arch": "EfficientNetV2B", "default_size": 192},
+    ),
+}
+
+
+def _zeromodels(source: str, net: str, quantization: str, size: int) -> bytes:
+    import importlib
+
+    import keras
+
+    family, name, changes = _ZEROMODELS[net]
+    module = importlib.import_module(f"zeromodels.models.{family}")
+    if source == "zeromodels-static":
+        changes = {**changes, "input_tensor": keras.Input(batch_shape=(1, size, size, 3))}
+    builder = getattr(module, f"{name}ImageClassify")
+    model = builder(image_size=size, classifier_activation="softmax", **changes)
+    return _converted(model, quantization, size, scaled=True)
+
+
+def _converted(model: Any, quantization: str, size: int, *, scaled: bool) -> bytes:
+    """By TensorFlow's converter; int8 is calibrated on pixels in -1..1 if the net takes such."""
+    import tensorflow as tf
+
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     if quantization == "int8":
 
         def images() -> Iterator[list[np.ndarray]]:
             for image in _pixels(size):
                 value = image[None].astype("float32")
-                yield [value / 127.5 - 1 if net in _SCALED else value]
+                yield [value / 127.5 - 1 if scaled else value]
 
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = images
@@ -96,7 +134,28 @@ def _torch(source: str, net: str, quantization: str, size: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         edge_model.export(str(path))
-        return path.read_bytes()
+        content = path.read_bytes()
+    return _static_int8(content, size) if quantization == "int8" else content
+
+
+def _static_int8(content: bytes, size: int) -> bytes:
+    """By ai-edge-quantizer, with integers at both ends as far as it makes them."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    made = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
+    images = (_pixels(size).astype("float32") / 127.5 - 1)[:, None]
+    (signature,) = _signatures(content)
+    name, key = signature
+    found = made.calibrate({name: [{key: image} for image in images]})
+    return bytes(made.quantize(found).quantized_model)
+
+
+def _signatures(content: bytes) -> list[tuple[str, str]]:
+    """The name of each entrance of a file, and that of its only input."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    found = Interpreter(model_content=content).get_signature_list()
+    return [(name, signature["inputs"][0]) for name, signature in found.items()]
 
 
 def _import_torchvision() -> None:
@@ -126,6 +185,8 @@ _MAKERS: dict[str, Callable[[str, str, str, int], bytes]] = {
     "kapps": _kapps,
     "keras": _keras,
     "keras-static": _keras,
+    "zeromodels": _zeromodels,
+    "zeromodels-static": _zeromodels,
     "torchvision": _torch,
     "timm": _torch,
 }

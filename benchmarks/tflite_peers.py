@@ -1,14 +1,18 @@
 """How fast the .tflite files of kapps are beside those that its peers make of the same nets.
 
-    python benchmarks/tflite_peers.py --torch_python=PATH [--folder=build/peers] [--rounds=60]
+    python benchmarks/tflite_peers.py --torch_python=PATH --zeromodels_python=PATH
+        [--folder=build/peers] [--rounds=60]
 
-writes docs/tflite_peers.md. PATH is the Python of an environment for the nets of torchvision and
-timm; without it they are left out:
+writes docs/tflite_peers.md. The paths are the Pythons of environments for the nets of torchvision
+and timm, and for those of ZeroModels; without one they are left out:
 
     python -m venv litert
     litert/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
     litert/bin/pip install --no-deps torchvision==0.28.0 timm==1.0.31
-    litert/bin/pip install pyyaml litert-torch==0.10.0
+    litert/bin/pip install pyyaml litert-torch==0.10.0 ai-edge-quantizer==0.10.0
+
+    python -m venv zeromodels
+    zeromodels/bin/pip install tensorflow==2.21.0 keras==3.15.1 zeromodels==1.3.6
 
 Every file is written by a process of its own (`tflite_files.py`) and kept in the folder: what is
 there is not written again, so delete the kapps-* files after a change of the converter.
@@ -50,18 +54,18 @@ SIZE = 224  # pixels
 RUNS = 5  # a turn
 RELOAD = 5  # rounds
 
-# kapps, and in keras.applications where it is there   torchvision            timm
+# kapps, in keras.applications, in ZeroModels   torchvision            timm
 NETS = (
-    ("MobileNet", True, "", "mobilenetv1_100"),
-    ("MobileNetV2", True, "mobilenet_v2", "mobilenetv2_100"),
-    ("MobileNetV3Small", True, "mobilenet_v3_small", "mobilenetv3_small_100"),
-    ("MobileNetV3Large", True, "mobilenet_v3_large", "mobilenetv3_large_100"),
-    ("ShuffleNet", False, "", ""),
-    ("ShuffleNetV2_x0_5", False, "shufflenet_v2_x0_5", ""),
-    ("ShuffleNetV2_x1_0", False, "shufflenet_v2_x1_0", ""),
-    ("EfficientNetB0", True, "efficientnet_b0", "tf_efficientnet_b0"),
-    ("EfficientNetLite0", False, "", "tf_efficientnet_lite0"),
-    ("EfficientNetV2B0", True, "", "tf_efficientnetv2_b0"),
+    ("MobileNet", True, False, "", "mobilenetv1_100"),
+    ("MobileNetV2", True, True, "mobilenet_v2", "mobilenetv2_100"),
+    ("MobileNetV3Small", True, True, "mobilenet_v3_small", "mobilenetv3_small_100"),
+    ("MobileNetV3Large", True, True, "mobilenet_v3_large", "mobilenetv3_large_100"),
+    ("ShuffleNet", False, False, "", ""),
+    ("ShuffleNetV2_x0_5", False, False, "shufflenet_v2_x0_5", ""),
+    ("ShuffleNetV2_x1_0", False, False, "shufflenet_v2_x1_0", ""),
+    ("EfficientNetB0", True, True, "efficientnet_b0", "tf_efficientnet_b0"),
+    ("EfficientNetLite0", False, True, "", "tf_efficientnet_lite0"),
+    ("EfficientNetV2B0", True, True, "", "tf_efficientnetv2_b0"),
 )
 
 # The highest ratio, ours by the best peer's, in float32.
@@ -73,7 +77,7 @@ FLOAT_TARGETS = {
     "EfficientNetB0": 1.02,
     "ShuffleNetV2_x1_0": 0.85,
 }
-INT8_TARGET = 1.0  # for each net that keras.applications has
+INT8_TARGET = 1.0  # for each net that a peer has
 INT8_MEAN_TARGET = 0.95  # their geometric mean
 
 
@@ -128,6 +132,7 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, default=Path("build/peers"))
     parser.add_argument("--torch_python", default="")
+    parser.add_argument("--zeromodels_python", default="")
     parser.add_argument("--nets", nargs="*", default=[net[0] for net in NETS])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--processes", type=int, default=1, help="files written at once")
@@ -135,42 +140,53 @@ def main() -> int:
     parser.add_argument("--measure_only", action="store_true", help="of files that are there")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    wanted = files(options.nets, bool(options.torch_python))
+    pythons = {
+        "torchvision": options.torch_python,
+        "timm": options.torch_python,
+        "zeromodels": options.zeromodels_python,
+        "zeromodels-static": options.zeromodels_python,
+    }
+    wanted = files(options.nets, {source for source, python in pythons.items() if not python})
     if options.measure_only:
         paths = {file: options.folder / f"{file.stem}.tflite" for file in wanted}
         failures = {file: "not written" for file, path in paths.items() if not path.is_file()}
     else:
-        failures = make(wanted, options.folder, options.torch_python, options.processes)
+        failures = make(wanted, options.folder, pythons, options.processes)
     made = [file for file in wanted if file not in failures]
     figures, failed = measure(made, options.folder, options.rounds)
     failures |= failed
     save(figures, options.folder / "measurements.json")
-    text, reached = report(figures, failures, versions(options.torch_python), options.rounds)
+    about = versions(options.torch_python, options.zeromodels_python)
+    text, reached = report(figures, failures, about, options.rounds)
     with atomic_write(options.output) as temporary:
         temporary.write_text(text)
     print(text)
     return 0 if reached else 1
 
 
-def files(nets: list[str], torch: bool) -> list[File]:
-    """All files to compare."""
+def files(nets: list[str], without: set[str]) -> list[File]:
+    """All files to compare, but for those of some sources."""
     found = []
-    for net, keras, torchvision, timm in NETS:
+    for net, keras, zeromodels, torchvision, timm in NETS:
         if net not in nets:
             continue
+        names = {"kapps": net, "torchvision": torchvision, "timm": timm}
+        for source, there in (("keras", keras), ("zeromodels", zeromodels)):
+            names |= {source: net, f"{source}-static": net} if there else {}
         for quantization in ("float32", "int8"):
-            found.append(File("kapps", net, net, quantization))
-            if keras:
-                found.append(File("keras", net, net, quantization))
-                found.append(File("keras-static", net, net, quantization))
-        for source, name in (("torchvision", torchvision), ("timm", timm)):
-            if torch and name:
-                found.append(File(source, net, name, "float32"))
+            for source, name in names.items():
+                if name and source not in without:
+                    found.append(File(source, net, name, quantization))
     return found
 
 
-def make(wanted: list[File], folder: Path, torch_python: str, processes: int) -> dict[File, str]:
-    """Writes the files that are not there; why one could not be, for those."""
+def make(
+    wanted: list[File], folder: Path, pythons: dict[str, str], processes: int
+) -> dict[File, str]:
+    """Writes the files that are not there; why one could not be, for those.
+
+    `pythons` has the interpreter of a source that needs another than this one.
+    """
     failures: dict[File, str] = {}
     script = Path(__file__).with_name("tflite_files.py")
 
@@ -178,7 +194,7 @@ def make(wanted: list[File], folder: Path, torch_python: str, processes: int) ->
         path = folder / f"{file.stem}.tflite"
         if path.is_file():
             return
-        python = torch_python if file.source in ("torchvision", "timm") else sys.executable
+        python = pythons.get(file.source, sys.executable)
         say(f"writing {path}")
         done = subprocess.run(
             [python, script, file.source, file.name, file.quantization, str(SIZE), path],
@@ -295,18 +311,22 @@ def report(
     lines = [
         "# TFLite files beside those of the peers",
         "",
-        f"`benchmarks/tflite_peers.py`, {datetime.date.today()}, on {host_device()}: never a "
-        f"phone's latency. {about}. {SIZE} px, random weights, batch 1, one thread, XNNPACK; "
-        f"{rounds} interleaved rounds, the quickest of {RUNS} runs in each, processor time of the "
-        "thread; the median of the rounds. A ratio is ours by the peer's: below 1, ours is faster; "
-        f"in brackets its 95 % interval. Files are loaded anew every {RELOAD} rounds.",
+        f"`benchmarks/tflite_peers.py`, {datetime.date.today()}, on {host_device()}, "
+        f"{processor()}: never a phone's latency. {about}. {SIZE} px, random weights, batch 1, one "
+        f"thread, XNNPACK; {rounds} interleaved rounds, the quickest of {RUNS} runs in each, "
+        "processor time of the thread; the median of the rounds. A ratio is ours by the peer's: "
+        "below 1, ours is faster; in brackets its 95 % interval. "
+        f"Files are loaded anew every {RELOAD} rounds.",
         "",
         "The files of kapps take pixels in 0..255, normalize them and end in a softmax, all in "
         "the graph. Those of keras.applications end in a softmax too; MobileNet and MobileNetV2 "
         "have to be given pixels scaled to -1..1, the others scale in the graph. Those of "
-        "torchvision and timm, through litert-torch with channels last, have to be given "
-        "normalized pixels, and give logits. What a peer needs outside of its graph is not in its "
-        "time. The int8 files of kapps take and give uint8, those of keras.applications int8.",
+        "ZeroModels end in a softmax, and have to be given normalized pixels. Those of torchvision "
+        "and timm, through litert-torch with channels last, have to be given normalized pixels, "
+        "and give logits. What a peer needs outside of its graph is not in its time. The int8 "
+        "files of kapps take and give uint8, those of keras.applications and ZeroModels int8; "
+        "those of torchvision and timm are ai-edge-quantizer's static_wi8_ai8, and take and give "
+        "what it makes.",
         "",
     ]
     reached = True
@@ -361,8 +381,9 @@ def report(
     lines += [
         "## All files",
         "",
-        "`keras` is `TFLiteConverter.from_keras_model` as it comes, with a batch of any size, "
-        "which is 1 when it runs; `keras-static` the same of a model built with a batch of 1. "
+        "`keras` and `zeromodels` are `TFLiteConverter.from_keras_model` as it comes, with a batch "
+        "of any size, which is 1 when it runs; `-static` the same of a model built with a batch of "
+        "1. "
         "Outside: what the delegate left to the plain kernels.",
         "",
         "| Net | Source | Type | ms | On the clock, ms | kapps by it | MB | Pieces | Outside |",
@@ -386,23 +407,33 @@ def report(
     return "\n".join(lines) + "\n", reached
 
 
-def versions(torch_python: str) -> str:
+def versions(torch_python: str, zeromodels_python: str) -> str:
     """What the files were made with."""
     found = [
         f"{name} {importlib.metadata.version(name)}"
         for name in ("kapps", "keras", "tensorflow", "ai-edge-litert")
     ]
-    if torch_python:
-        code = (
-            "from importlib.metadata import version\n"
-            "for name in ('torch', 'torchvision', 'timm', 'litert-torch'):\n"
-            "    print(name, version(name))"
-        )
-        done = subprocess.run(
-            [torch_python, "-c", code], capture_output=True, text=True, check=True
-        )
-        found += done.stdout.split("\n")[:-1]
+    for python, names in (
+        (torch_python, ("torch", "torchvision", "timm", "litert-torch", "ai-edge-quantizer")),
+        (zeromodels_python, ("zeromodels",)),
+    ):
+        if python:
+            code = (
+                f"from importlib.metadata import version\n"
+                f"for name in {names!r}:\n"
+                f"    print(name, version(name))"
+            )
+            done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+            found += done.stdout.split("\n")[:-1]
     return ", ".join(found)
+
+
+def processor() -> str:
+    """What of the processor's instructions matters to int8."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    has = "with" if flags & {"avx512_vnni", "avx_vnni", "asimddp"} else "without"
+    wide = next((name for name in ("avx512f", "avx2") if name in flags), "no AVX2").upper()
+    return f"{wide}, {has} instructions for dot products of bytes (VNNI)"
 
 
 def save(figures: dict[File, Figures], path: Path) -> None:

@@ -89,6 +89,32 @@ def test_convert_a_run(files, folder):
     assert "converting" in done.stderr and "reading up to 20 images of digits" in done.stderr
 
 
+def test_mixed_prints_its_curve(folder, capsys):
+    command = f"--workdir={folder}/run --output={folder}/mixed.tflite --quantization=mixed "
+    command += "--target_loss=0.5 --calibration_images=20 --verification_images=10"
+    answer = run_here("tflite.programs.convert", command, capsys)
+    assert not answer.code, answer.stderr
+    first, header, *rows = answer.stdout.splitlines()
+    assert first.startswith(f"{folder}/mixed.tflite: mixed, uint8 input, ")
+    assert header.split() == ["in", "float", "loss", "drift", "MiB"]
+    assert re.fullmatch(r"  +0 of 5 +0\.\d{4} +[\d.e-]+ +\d+\.\d\d  chosen", rows[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--quantization=mixed", "mixed needs target_loss"),
+        ("--quantization=int8 --target_loss=0.1", "target_loss is for mixed files, not for int8"),
+        ("--quantization=int8,mixed --target_loss=-1", "target_loss: expected a share"),
+    ],
+)
+def test_a_target_that_does_not_fit(flags, message, folder, capsys):
+    command = f"--workdir={folder}/run --output={folder}/none.tflite {flags}"
+    answer = run_here("tflite.programs.convert", command, capsys)
+    assert answer.code and message in answer.stderr
+    assert "reading" not in answer.stderr  # before any image is
+
+
 def test_the_sum_is_that_of_the_weights_file(files, folder):
     weights = folder / "run" / "weights.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()

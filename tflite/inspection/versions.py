@@ -132,10 +132,9 @@ _RUNTIMES = {name: runtimes for name, *runtimes in map(str.split, _TABLE.strip()
 
 
 # Weights of 4 bits for activations of floats have no version of their own. So files of
-# EfficientNetLite0 by ai-edge-quantizer 0.10.0 were run on TensorFlow Lite 2.14, 2.16 and 2.18 and
-# on LiteRT 1.0.1 to 2.3.0: before these, convolutions end the process (2.16) or give other numbers
-# (2.18, LiteRT 1.0.1), and blocks give other numbers (LiteRT 1.2.0). LiteRT 1.1.2 is of the time of
-# TensorFlow 2.19, 1.3.0 of that of 2.20.
+# EfficientNetLite0 by ai-edge-quantizer 0.10.0 were run on TensorFlow Lite 2.14 and 2.16 to 2.20,
+# and on LiteRT 1.0.1 to 2.3.0: before these, convolutions end the process (up to 2.17) or give
+# other numbers (2.18, LiteRT 1.0.1), and blocks give other numbers (up to 2.19, LiteRT 1.2.0).
 _FOUR_BITS = {"CONV_2D": "2.19", "DEPTHWISE_CONV_2D": "2.19", "FULLY_CONNECTED": "2.14"}
 _BLOCKS = "2.20"
 
