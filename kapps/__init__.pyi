@@ -81,6 +81,11 @@ from .mobilenet_v4 import MobileNetV4ConvSmall as MobileNetV4ConvSmall
 from .mobilenet_v4 import MobileNetV4ConvSmall_050 as MobileNetV4ConvSmall_050
 from .mobilenet_v4 import MobileNetV4HybridLarge as MobileNetV4HybridLarge
 from .mobilenet_v4 import MobileNetV4HybridMedium as MobileNetV4HybridMedium
+from .mobileone import MobileOneS0 as MobileOneS0
+from .mobileone import MobileOneS1 as MobileOneS1
+from .mobileone import MobileOneS2 as MobileOneS2
+from .mobileone import MobileOneS3 as MobileOneS3
+from .mobileone import MobileOneS4 as MobileOneS4
 from .nin import NiN as NiN
 from .pyramidnet import PyramidNet as PyramidNet
 from .pyramidnet import PyramidNet200 as PyramidNet200

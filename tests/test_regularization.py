@@ -96,6 +96,16 @@ _TIMM = {
         blocks_1_1 0.025  blocks_2_1 0.05    blocks_2_2 0.0625  blocks_3_1 0.0875
         blocks_3_2 0.1    blocks_3_3 0.1125  blocks_4_1 0.1375  blocks_5_1 0.1625
         blocks_5_2 0.175""",
+    "MobileOneS1": """
+        stages_0_2 0.009756   stages_0_3 0.014634   stages_1_2 0.029268   stages_1_3 0.034146
+        stages_1_4 0.039024   stages_1_5 0.043902   stages_1_6 0.048780   stages_1_7 0.053659
+        stages_1_8 0.058537   stages_1_9 0.063415   stages_1_10 0.068293  stages_1_11 0.073171
+        stages_1_12 0.078049  stages_1_13 0.082927  stages_1_14 0.087805  stages_1_15 0.092683
+        stages_2_2 0.107317   stages_2_3 0.112195   stages_2_4 0.117073   stages_2_5 0.121951
+        stages_2_6 0.126829   stages_2_7 0.131707   stages_2_8 0.136585   stages_2_9 0.141463
+        stages_2_10 0.146341  stages_2_11 0.151220  stages_2_12 0.156098  stages_2_13 0.160976
+        stages_2_14 0.165854  stages_2_15 0.170732  stages_2_16 0.175610  stages_2_17 0.180488
+        stages_2_18 0.185366  stages_2_19 0.190244""",
     "MobileNetV4HybridMedium": """
         blocks_1_1 0.0125    blocks_2_1 0.025     blocks_2_2 0.03125   blocks_2_3 0.0375
         blocks_2_4 0.04375   blocks_2_5 0.05      blocks_2_6 0.05625   blocks_2_7 0.0625

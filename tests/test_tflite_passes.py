@@ -21,6 +21,7 @@ from kapps.tflite.passes import (
     fold_batch_norm,
     fold_normalization,
     fuse_activations,
+    merge_branches,
     rebuild,
     relu6_gates,
     relu6_hard_swish,
@@ -156,6 +157,76 @@ def test_the_delegate_takes_the_file_in_one_piece(quantization, digits, tmp_path
     )
     (tmp_path / "net.tflite").write_bytes(made.content)
     assert Runner(tmp_path / "net.tflite").delegate_pieces == 1
+
+
+# Branches.
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    depthwise=st.booleans(),
+    sizes=st.lists(st.sampled_from([1, 3, 5]), min_size=1, max_size=3),
+    stride=st.integers(1, 2),
+    identity=st.booleans(),
+    side=st.integers(5, 8),
+)
+def test_branches_become_one_convolution(depthwise, sizes, stride, identity, side):
+    """The sum of a sum, as of a block with a shortcut, each branch with its batch norm."""
+    image = keras.Input((side, side, 4))
+    parts = []
+    for i, size in enumerate(sizes):
+        if depthwise:
+            part = _layers.depthwise(image, size, f"conv{i}", stride=stride)
+        else:
+            part = _layers.conv(image, 4, size, f"conv{i}", stride=stride)
+        parts.append(_layers.bn(part, f"bn{i}"))
+    x = parts[0] if len(parts) == 1 else layers.Add(name="branches")(parts)
+    if identity and stride == 1:
+        x = layers.Add(name="add")([x, _layers.bn(image, "identity")])
+    x = layers.Dense(3, name="end")(layers.Flatten()(layers.ReLU(name="relu")(x)))
+    model = _check_exact(
+        lambda m: merge_branches(fold_batch_norm(m)), _randomized(keras.Model(image, x))
+    )
+    kinds = [type(layer) for layer in model.layers if layer.weights]
+    assert kinds == [layers.DepthwiseConv2D if depthwise else layers.Conv2D, layers.Dense]
+    assert not _has(model, layers.Add)
+
+
+def _two_maps(x):
+    y = layers.Conv2D(4, 3, padding="same")(layers.ReLU()(x))
+    return layers.Add()([layers.Conv2D(4, 3, padding="same")(x), y])
+
+
+def _other_centres(x):
+    return layers.Add()([layers.Conv2D(4, 2, padding="same")(x), layers.Conv2D(4, 1)(x)])
+
+
+def _a_branch_is_read_elsewhere(x):
+    y = layers.Conv2D(4, 1)(x)
+    return layers.Concatenate()([layers.Add()([y, layers.Conv2D(4, 1)(x)]), y])
+
+
+def _active_branch(x):
+    return layers.Add()([layers.Conv2D(4, 1, activation="relu")(x), layers.Conv2D(4, 1)(x)])
+
+
+def _twice(x):
+    shared = layers.Conv2D(4, 1)
+    return layers.Add()([shared(x), shared(layers.ReLU()(x))])
+
+
+def _shortcut(x):
+    return layers.Add()([layers.Conv2D(4, 3, padding="same")(x), x])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [_two_maps, _other_centres, _a_branch_is_read_elsewhere, _active_branch, _twice, _shortcut],
+)
+def test_other_sums_stay(build):
+    image = keras.Input((6, 6, 4))
+    model = _randomized(keras.Model(image, build(image)))
+    assert merge_branches(model) is model
 
 
 # Image normalization.

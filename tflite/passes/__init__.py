@@ -20,6 +20,7 @@ from kapps._errors import InputError
 from kapps._heads import without_auxiliary_heads
 from kapps._network import has_auxiliary_heads
 from kapps.custom_layers import DropBlock2D, StochasticDepth
+from kapps.tflite.passes.branches import merge_branches
 from kapps.tflite.passes.folding import (
     average_pool_as_conv,
     fold_batch_norm,
@@ -138,8 +139,9 @@ PASSES: tuple[Pass, ...] = (
     Pass(remove_auxiliary_heads),
     Pass(float32),
     Pass(remove_training_layers),
-    Pass(fold_normalization),
     Pass(fold_batch_norm),
+    Pass(merge_branches),
+    Pass(fold_normalization),
     Pass(fuse_activations),
     Pass(relu6_gates),
     Pass(relu6_hard_swish, ("int8", "mixed", "int16x8")),
