@@ -779,6 +779,24 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             ("test_tflite_latency.py -k 'milliseconds'",),
         ),
         Fault(
+            "time-of-an-emulated-device",
+            "mean_ms=None,\n            std_ms=None,\n            initialization_ms=None,",
+            "std_ms=None,\n            initialization_ms=None,",
+            ("test_tflite_machine.py -k has_no_times",),
+        ),
+        Fault(
+            "emulator-of-another-name",
+            "int(elf) not in _FAMILIES[family]",
+            "int(elf) == 0",
+            ("test_tflite_machine.py -k device_tells",),
+        ),
+        Fault(
+            "core-of-another-maker",
+            "if implementer == _ARM and part in _CORES:",
+            "if part in _CORES:",
+            ("test_tflite_machine.py -k device_tells",),
+        ),
+        Fault(
             "pinned-to-the-next-core",
             "sum(1 << core for core in big)",
             "sum(2 << core for core in big)",

@@ -26,7 +26,7 @@ from kapps.tflite.measurement.machine import machine
 
 CLASSIFY = Path(__file__).with_name("arm_classify.py")
 TOOL = Path(__file__).with_name("arm_benchmark_model.py")
-DIGITS = 40
+DIGITS = {32: 40, 64: 20}  # by the side that the network takes
 # The shell and the commands of Android; of them Debian's toybox lacks `tr`.
 ANDROID = "/system/bin:/usr/bin:/bin"
 EMULATED = "aarch64 Cortex-A76, emulated by qemu-aarch64-static"
@@ -95,7 +95,7 @@ def held_out(files, tmp_path_factory):
         size = Runner(file).input_shape[1]
         images = folder / f"{size}.npy"
         if not images.exists():
-            np.save(images, digit_files.held_out(size, DIGITS))
+            np.save(images, digit_files.held_out(size, DIGITS[size]))
         found[file] = (images, folder / f"{file.stem}.npy")
     rest = [str(part) for file, pair in found.items() for part in (file, *pair)]
     subprocess.run([sys.executable, CLASSIFY, *rest], check=True, capture_output=True)

@@ -60,6 +60,11 @@ REAL_X86 = "machine x86_64\nprogram /usr/bin/dash\nelf    62\n"
             REAL_ARM + cpuinfo((0x51, 0x802)),
             Machine(*("aarch64", "core 0x802 of implementer 0x51", "")),
         ),
+        # A number that is one of Arm's cores, too.
+        (
+            REAL_ARM + cpuinfo((0x51, 0xD03)),
+            Machine("aarch64", "core 0xd03 of implementer 0x51", ""),
+        ),
         # A 32-bit system on a 64-bit kernel.
         ("machine aarch64\nprogram /bin/dash\nelf 40\n", Machine("aarch64", "", "")),
         ("machine armv7l\nprogram /bin/dash\nelf 40\n", Machine("armv7l", "", "")),
