@@ -239,7 +239,7 @@ def test_measures_from_result_files(phone, files, tool, tmp_path):
     graphs = [line.split()[0].rpartition("/")[2] for line in launches]
     assert graphs == ["0.tflite", "1.tflite"] * 3
     assert "--num_threads=1 --num_runs=22 --min_secs=2 " in launches[0]
-    assert launches[0].endswith(" --use_xnnpack=true")
+    assert " --use_xnnpack=true " in launches[0]
     assert result.placement is None  # which nobody told
     assert (temporary / "log.models").read_text() == "<model 0><model 1>" * 3
     assert (phone.folder / "masks").read_text() == "80\n" * 6

@@ -272,7 +272,7 @@ def test_a_board_with_the_tool_and_a_file_for_images_of_any_size(board, tmp_path
     (result,) = benchmark([path], device="ssh:board", launches=1, input_shape=(1, 4, 4, 3))
     assert result.mean_ms == 1.5
     log = (board.home / "log").read_text()
-    assert " --input_layer=1x4x4x3 --input_layer_shape=1,4,4,3\n" in log
+    assert " --input_layer=1x4x4x3 --input_layer_shape=1,4,4,3 " in log
 
 
 def test_a_board_with_an_interpreter(board, nets, tmp_path, monkeypatch):
