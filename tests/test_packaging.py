@@ -108,7 +108,17 @@ def test_metadata(wheel):
     required = metadata.get_all("Requires-Dist")
     bare = {re.split(r"[<>=!~ ]", r)[0] for r in required if "extra ==" not in r}
     assert bare == {"keras", "lazy_loader", "numpy"}
-    extras = {"weights", "train", "tflite", "attack", "onnx", "quantizer", "all", "mediapipe", "dev"}
+    extras = {
+        "weights",
+        "train",
+        "tflite",
+        "attack",
+        "onnx",
+        "quantizer",
+        "all",
+        "mediapipe",
+        "dev",
+    }
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 
