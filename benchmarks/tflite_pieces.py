@@ -26,7 +26,7 @@ from kapps.tflite import Runner, convert, file_facts, quantize_aware, tuning
 NETS = (
     *("MobileNetV4ConvSmall_050", "MobileNetV4ConvSmall", "MobileNetV4ConvMedium"),
     *("MobileNetV4ConvLarge", "MobileNetV4HybridMedium", "MobileNetV4HybridLarge"),
-    *("MobileOneS0", "MobileOneS4"),
+    "MobileOneS0",
 )
 SIDE = 64  # pixels
 
