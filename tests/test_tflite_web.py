@@ -38,7 +38,7 @@ def litertjs():
     """The folder that npm has filled, once for all processes and runs."""
     folder = _BUILD / f"litertjs-{LITERTJS}"
     _BUILD.mkdir(exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:
+    with open(_BUILD / f"{folder.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             if shutil.which("npm") is None:
