@@ -93,7 +93,10 @@ def test_a_corrupted_kernel_is_found(layer, quantization, change, net, conversio
     assert comparison.parts_at is not None
     assert comparison.parts_at.layer in _fused(net, layer)
     assert comparison.parts_at.layer in comparison.verdict()
-    others = [e for e in comparison.layers if not e.own_error <= LIMITS[quantization]]
+    apart = [e for e in comparison.layers if not e.own_error <= LIMITS[quantization]]
+    # Of those behind it, a range that was fitted to the sound network may cut off what it gives.
+    others = [e for e in apart if e == comparison.parts_at or not e.saturated]
+    assert apart[0] == comparison.parts_at
     assert others == [comparison.parts_at]  # none other is to blame
 
 

@@ -48,11 +48,20 @@ def test_on_this_machine(nets):
         assert found[0].mean_ms >= found[1].mean_ms
 
 
+@pytest.mark.alone
 def test_the_parts_are_the_whole(nets):
-    """The profiler times the run as well: what is between the operations is little."""
-    found = profile_on_board.profile(str(nets[0]), 1, None, 50, 0.2)
-    parts = sum(total for *_, total in found["operations"])
-    assert 0.5 * found["whole_us"] < parts <= found["whole_us"]
+    """The profiler times the run as well: what is between the operations is little.
+
+    Where others have the processor, that is between them too: not so in each of ten tries.
+    """
+    shares = []
+    for _ in range(10):
+        found = profile_on_board.profile(str(nets[0]), 1, None, 50, 0.2)
+        shares.append(sum(total for *_, total in found["operations"]) / found["whole_us"])
+        assert 0 < shares[-1] <= 1
+        if shares[-1] > 0.5:
+            return
+    pytest.fail(f"the operations' shares of the whole time were {shares}")
 
 
 def test_a_file_of_any_size_and_one_that_does_not_run(tmp_path):
