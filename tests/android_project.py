@@ -11,8 +11,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 from android_stubs import compile_stubs
+from missing import missing
 
 _FRAMEWORK = "/usr/share/android-framework-res/framework-res.apk"
 
@@ -45,12 +45,12 @@ new GroovyShell(Recorder.classLoader, new Binding(), settings).evaluate(new File
 
 def need(*tools: str) -> None:
     """Skips a test where one of them is not installed; in CI it has to be."""
-    missing = [tool for tool in tools if shutil.which(tool) is None]
+    lacking = [tool for tool in tools if shutil.which(tool) is None]
     if "aapt" in tools and not Path(_FRAMEWORK).exists():
-        missing.append("android-framework-res")
-    if missing:
-        (pytest.fail if "CI" in os.environ else pytest.skip)(
-            f"{', '.join(missing)} not installed; Debian: aapt android-framework-res groovy "
+        lacking.append("android-framework-res")
+    if lacking:
+        missing(
+            f"{', '.join(lacking)} not installed; Debian: aapt android-framework-res groovy "
             "default-jdk-headless; npm: kotlin-compiler"
         )
 

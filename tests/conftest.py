@@ -14,6 +14,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from missing import missing
 
 _CAPTURED = {"capture_output": True, "text": True, "check": False}
 
@@ -208,9 +209,7 @@ def _installed(what: tuple[str, str]) -> Path:
 
     path = installed(*what)
     if path is None:
-        (pytest.fail if "CI" in os.environ else pytest.skip)(
-            f"{what[0]} is not installed: pip install {what[0].replace('_', '-')}"
-        )
+        missing(f"{what[0]} is not installed: pip install {what[0].replace('_', '-')}")
     return path
 
 

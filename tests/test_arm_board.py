@@ -18,6 +18,7 @@ import digit_files
 import numpy as np
 import pytest
 import sshd
+from missing import missing
 from programs import run_here
 
 from kapps.tflite import Runner
@@ -206,8 +207,7 @@ def test_a_board_with_the_shell_and_the_commands_of_android(files, monkeypatch, 
     """All that kapps has boards run, on this machine and its processor, so that times are told."""
     shell, toybox = shutil.which("mksh"), shutil.which("toybox")
     if shell is None or toybox is None:
-        message = "needs Android's shell and commands: apt-get install mksh toybox"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+        missing("needs Android's shell and commands: apt-get install mksh toybox")
     sshd.require()
     board = sshd.Board(tmp_path)
     toys = subprocess.run([toybox], check=True, capture_output=True, text=True).stdout.split()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +15,7 @@ import digit_files
 import keras
 import numpy as np
 import pytest
+from missing import missing
 from PIL import Image
 from programs import run_here
 from tflite_crafted import crafted_file
@@ -42,7 +42,7 @@ def litertjs():
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             if shutil.which("npm") is None:
-                (pytest.fail if os.environ.get("CI") else pytest.skip)("needs npm, of Node.js")
+                missing("needs npm, of Node.js")
             with tempfile.TemporaryDirectory(dir=_BUILD) as temporary:
                 install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix"]
                 package = f"@litertjs/core@{LITERTJS}"
