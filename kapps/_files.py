@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
                 f"cannot write {target}: {error.strerror}; free some space, or choose another disk"
             ) from error
         raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file, as UTF-8, with `atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def copy(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Copies a file's content to `path`, with `atomic_write`."""
+    with atomic_write(path) as temporary:
+        shutil.copyfile(file, temporary)
 
 
 def sha256(file: str | os.PathLike[str]) -> str:

@@ -193,13 +193,13 @@ def test_where_int8_loses_too_much_it_trains_for_it(shipped, pictures, tmp_path,
     """As if a tenth were lost by int8, and by quantization-aware training nothing."""
     output = tmp_path / "out"
     shutil.copytree(shipped[0] / "run", output / "run")
-    evaluate = evaluation.evaluate_tflite
+    evaluate = evaluation.evaluate_on
 
-    def pessimistic(path, images, workdir, **told):
-        found = evaluate(path, images, workdir, **told)
+    def pessimistic(path, dataset, transform, images, **told):
+        found = evaluate(path, dataset, transform, images, **told)
         return dataclasses.replace(found, top1=found.top1 - 0.1 * (told["variant"] == "int8"))
 
-    monkeypatch.setattr(evaluation, "evaluate_tflite", pessimistic)
+    monkeypatch.setattr(evaluation, "evaluate_on", pessimistic)
     done = shipping.ship(_config(pictures, output, target_loss=0.05), progress=False)
     assert done.chosen.variant == "int8-qat"
     assert "int8 loses 0.1000" in done.reason

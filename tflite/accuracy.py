@@ -20,6 +20,7 @@ import numpy as np
 from kapps._errors import InputError, one_line
 from kapps.tflite import child, robustness
 from kapps.tflite.measurement.latency import existing, identity
+from kapps.tflite.quantizations import VARIANTS
 from kapps.tflite.results import Count, Name, Sha256, Share, checked, read_json
 from kapps.tflite.robustness import Robustness
 from kapps.tools.json_files import write_json
@@ -110,10 +111,8 @@ def describe(path: str | os.PathLike[str], *, time_limit: float = 60.0) -> Descr
 def model_and_variant(file: str) -> tuple[str, str]:
     """What a file's name says of it: ("MobileNetV2", "int8") for MobileNetV2_int8.tflite."""
     stem = file.removesuffix(".tflite")
-    match = re.fullmatch(
-        r"(.+?)[_.-](float32|float16|dynamic|int4_blockwise|int4|mixed|int16x8|(?:int8[_.-])?qat|int8)",
-        stem,
-    )
+    names = "|".join(name for name in VARIANTS if name != "int8-qat")
+    match = re.fullmatch(rf"(.+?)[_.-]({names}|(?:int8[_.-])?qat)", stem)
     if match is None:
         return stem, ""
     return match[1], "int8-qat" if match[2].endswith("qat") else match[2]

@@ -217,7 +217,7 @@ def evaluate_tflite(
         InputError: there is no such file, run or data set, or they do not go together.
     """
     description = accuracy.describe(path)  # first of all: it is quick
-    height, width = description.image_size
+    height, _ = description.image_size
     name, data_dir, nested, transform = images.dataset, None, False, source.whole_square(height)
     if workdir is not None:
         run = runs.load_run(workdir)
@@ -226,6 +226,46 @@ def evaluate_tflite(
     if name is None:
         raise InputError("--dataset must be given; --help lists the flags")
     dataset = data.load(name, images.data_dir or data_dir, nested=nested)
+    _check_same(path, description, dataset)
+    attacker, weights = attacked_split.attacking_run(path, dataset, height, workdir, attacked)
+    found = _evaluate_file(path, description, dataset, transform, images, model, variant)
+    if attacked is None:
+        return found
+    transform = _cropped(transform, images)
+    chosen = dataset.split(images.split)
+    left = attacked_split.attack(path, chosen, transform, attacked, attacker, weights)
+    return replace(found, robustness=left)
+
+
+def evaluate_on(
+    path: str,
+    dataset: data.Dataset,
+    transform: kapps.EvalTransform,
+    images: Split,
+    *,
+    model: str | None = None,
+    variant: str | None = None,
+) -> Accuracy:
+    """As `evaluate_tflite`, where the data set is loaded.
+
+    Args:
+        path: the file.
+        dataset: of which `images` names the split.
+        transform: what makes a picture the file's input.
+        images: which.
+        model: the network, for the result; variant likewise.
+
+    Raises:
+        InputError: there is no such file, or it does not go with the data set.
+    """
+    description = accuracy.describe(path)
+    _check_same(path, description, dataset)
+    return _evaluate_file(path, description, dataset, transform, images, model, variant)
+
+
+def _check_same(path: str, description: accuracy.Description, dataset: data.Dataset) -> None:
+    """Raises InputError unless a file is a classifier of squares that knows these classes."""
+    height, width = description.image_size
     numbered = tuple(str(i) for i in range(description.classes))
     if description.labels not in ((), numbered, dataset.class_names):
         raise InputError(
@@ -234,10 +274,20 @@ def evaluate_tflite(
         )
     if height != width:
         raise InputError(f"{path} takes {height} x {width} pixels: expected a square")
+
+
+def _evaluate_file(
+    path: str,
+    description: accuracy.Description,
+    dataset: data.Dataset,
+    transform: kapps.EvalTransform,
+    images: Split,
+    model: str | None,
+    variant: str | None,
+) -> Accuracy:
     chosen = dataset.split(images.split)
-    attacker, weights = attacked_split.attacking_run(path, dataset, height, workdir, attacked)
     with progress_bar(len(chosen), "image", "evaluating") as bar:
-        found = accuracy.evaluate_file(
+        return accuracy.evaluate_file(
             Path(path),
             _batches(chosen, transform, images),
             dataset=dataset.name,
@@ -247,11 +297,6 @@ def evaluate_tflite(
             variant=variant,
             progress=lambda done: bar.update(done - bar.n),
         )
-    if attacked is None:
-        return found
-    transform = _cropped(transform, images)
-    left = attacked_split.attack(path, chosen, transform, attacked, attacker, weights)
-    return replace(found, robustness=left)
 
 
 def line(result: Result) -> str:

@@ -21,6 +21,12 @@ QUANTIZATIONS: tuple[Quantization, ...] = ("float32", "float16", "dynamic", "int
 
 FOUR_BITS = ("int4", "int4_blockwise")
 
+VARIANTS = (
+    *("float32", "float16", "dynamic", "int4", "int4_blockwise"),
+    *("int8", "int8-qat", "mixed", "int16x8"),
+)
+"""What a file may be, in the order of reports; int8-qat is int8 by quantization-aware training."""
+
 CALIBRATED = ("int8", "mixed", "int16x8")
 
 IO = Literal["uint8", "int8", "int16", "float32"]

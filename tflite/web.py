@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 
 from kapps._errors import InputError, one_line
-from kapps._files import atomic_write, sha256
+from kapps._files import sha256, write_text
 from kapps.tflite.inspection import Inspection, Tensor, inspect
 
 _PACKAGES = ("@litertjs/core", "@litertjs/wasm-utils")
@@ -85,8 +85,7 @@ def web_page(
         wasm=_packed(runtime.wasm),
         model=_packed(content),
     )
-    with atomic_write(output) as temporary:
-        temporary.write_text(page + "\n", encoding="utf-8")
+    write_text(output, page + "\n")
     return Path(output)
 
 

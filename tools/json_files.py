@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError
-from kapps._files import atomic_write
+from kapps._files import write_text
 
 
 def to_json(values: Any) -> str:
@@ -23,8 +23,7 @@ def write_json(path: str | os.PathLike[str], values: Any) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    with atomic_write(path) as temporary:
-        temporary.write_text(to_json(values), encoding="utf-8")
+    write_text(path, to_json(values))
 
 
 def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError, one_line, printable
-from kapps._files import atomic_write
+from kapps._files import atomic_write, write_text
 from kapps.tools import curves
 from kapps.tools.history import History, read_history
 from kapps.tools.page import Section, Table, render
@@ -115,8 +115,7 @@ def write_runs(
         label = f"{heading}: loss, top-1, learning rate and images/s over the epochs"
         shown = svg(*picture, label=label, number=number)
         sections.append(Section(heading, picture=shown))
-    with atomic_write(Path(output) / "index.html") as temporary:
-        temporary.write_text(render("Training runs", _FACTS, sections), encoding="utf-8")
+    write_text(Path(output) / "index.html", render("Training runs", _FACTS, sections))
     return found
 
 

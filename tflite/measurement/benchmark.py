@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError, one_line
-from kapps._files import atomic_write
+from kapps._files import write_text
 from kapps.tflite import child, tables
 from kapps.tflite.measurement import benchmark_tool, latency
 from kapps.tflite.measurement import profile as profiling
@@ -272,8 +272,7 @@ def write_results(results: Sequence[Latency], path: str | os.PathLike[str]) -> P
     Raises:
         InputError: the folder cannot be written.
     """
-    with atomic_write(path) as temporary:
-        temporary.write_text(to_json(results), encoding="utf-8")
+    write_text(path, to_json(results))
     return Path(path)
 
 

@@ -26,6 +26,7 @@ from absl import flags
 
 from kapps._errors import InputError, printable
 from kapps.tflite.programs import attack_flags, model_flags
+from kapps.tflite.quantizations import VARIANTS
 from kapps.tools import cli
 from kapps.tools.streams import start_keras
 
@@ -37,17 +38,7 @@ _TFLITE = flags.DEFINE_string("tflite", None, "file to evaluate, in place of wei
 _VARIANT = flags.DEFINE_enum(
     "variant",
     None,
-    [
-        "float32",
-        "float16",
-        "dynamic",
-        "int4",
-        "int4_blockwise",
-        "int8",
-        "int8-qat",
-        "mixed",
-        "int16x8",
-    ],
+    VARIANTS,
     "how the file of --tflite is quantized; by default what the file says",
 )
 _SPLIT = model_flags.define_split()

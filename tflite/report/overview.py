@@ -20,6 +20,7 @@ from kapps.tflite.measurement.benchmark import FORMAT as BENCHMARK_FORMAT
 from kapps.tflite.measurement.benchmark import MAX_BYTES, parse_results
 from kapps.tflite.measurement.placement import Placement
 from kapps.tflite.measurement.profile import Profiled
+from kapps.tflite.quantizations import VARIANTS
 from kapps.tflite.report.page import Section, write_pages
 from kapps.tflite.report.picture import Point, picture
 from kapps.tflite.report.robustness_rows import attacks_of, joined, robustness_sections
@@ -236,18 +237,7 @@ def _column(result: Any) -> str:
 
 
 def _rank(variant: str) -> int:
-    order = (
-        "float32",
-        "float16",
-        "dynamic",
-        "int4",
-        "int4_blockwise",
-        "int8",
-        "int8-qat",
-        "mixed",
-        "int16x8",
-    )
-    return order.index(variant) if variant in order else len(order)
+    return VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
 
 
 # The tables.

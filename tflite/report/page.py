@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kapps._files import atomic_write
+from kapps._files import write_text
 from kapps.tflite.tables import markdown, markdown_text
 from kapps.tools import page
 
@@ -42,8 +42,7 @@ def write_pages(
     paths = []
     for name, content in contents.items():
         paths.append(Path(folder) / name)
-        with atomic_write(paths[-1]) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_text(paths[-1], content)
     return paths
 
 

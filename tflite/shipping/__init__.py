@@ -20,14 +20,13 @@ page.html         classifies pictures in the browser, if that was asked for
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import kapps
 from kapps import _index
 from kapps._errors import InputError, is_number
-from kapps._files import atomic_write
+from kapps._files import copy, write_text
 from kapps.tflite import conversion_run, evaluation, source, tuning_run, web
 from kapps.tflite.accuracy import Accuracy, write_accuracy
 from kapps.tflite.evaluation import Split
@@ -132,9 +131,13 @@ def ship(
         files[each.quantization] = each.path
 
     def accuracy(variant: str, split: str) -> Accuracy:
-        images = Split(split=split, data_dir=training.data_dir)
-        return evaluation.evaluate_tflite(
-            str(files[variant]), images, workdir, model=model.model.name, variant=variant
+        return evaluation.evaluate_on(
+            str(files[variant]),
+            dataset,
+            model.transform,
+            Split(split=split),
+            model=model.model.name,
+            variant=variant,
         )
 
     validation = {name: accuracy(name, "validation").top1 for name in files}
@@ -151,8 +154,8 @@ def ship(
     results = {name: accuracy(name, split) for name in files}
 
     file = output / "model.tflite"
-    _copy(files[chosen], file)
-    _write(output / "labels.txt", "".join(f"{name}\n" for name in model.labels or ()))
+    copy(files[chosen], file)
+    write_text(output / "labels.txt", "".join(f"{name}\n" for name in model.labels or ()))
     new = android.write_project(
         output / "android", file, model.transform, package=config.package, title=title
     )
@@ -160,7 +163,7 @@ def ship(
         web.web_page(file, output / "page.html", litertjs=config.litertjs)
     shipped = Shipped(
         title,
-        runs.load_run(workdir),
+        model,
         runs.read_settings(workdir) or {},
         dataset,
         licence,
@@ -221,7 +224,7 @@ def _tuned(training: TransferConfig, output: Path, name: str, progress: bool) ->
     )
     tuning_run.tune(config, progress=progress)
     file = output / "files" / f"{name}_int8-qat.tflite"
-    _copy(output / "tuned" / "model.tflite", file)
+    copy(output / "tuned" / "model.tflite", file)
     return file
 
 
@@ -248,14 +251,4 @@ def _report(output: Path, shipped: Shipped) -> None:
     if shipped.latencies:
         results.append(benchmarking.write_results(shipped.latencies, folder / "latency.json"))
     write_overview(read_overview(results), folder, title=shipped.title)
-    _write(output / "MODEL_CARD.md", card(shipped))
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _copy(file: Path, target: Path) -> None:
-    with atomic_write(target) as temporary:
-        shutil.copyfile(file, temporary)
+    write_text(output / "MODEL_CARD.md", card(shipped))

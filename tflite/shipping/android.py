@@ -17,7 +17,7 @@ import jinja2
 
 import kapps
 from kapps._errors import InputError
-from kapps._files import atomic_write
+from kapps._files import copy
 from kapps.tflite.metadata import read_metadata
 
 ASSET = Path("app/src/main/assets/model.tflite")
@@ -82,7 +82,7 @@ def write_project(
             raise InputError(
                 f"{folder} is no Android project of kapps-ship: it has no {ASSET.parent}; move it"
             )
-        _copy(file, folder / ASSET)
+        copy(file, folder / ASSET)
         return False
     values = {
         "crop": repr(float(transform.crop)),
@@ -129,8 +129,3 @@ def _escaped(values: dict[str, object]) -> dict[str, object]:
     title = re.sub(r"([\\'\"])", r"\\\1", str(values["title"]))
     title = re.sub(r"^([@?])", r"\\\1", title)
     return {**values, "title": escape(title, quote=False)}
-
-
-def _copy(file: str | os.PathLike[str], target: Path) -> None:
-    with atomic_write(target) as temporary:
-        shutil.copyfile(file, temporary)

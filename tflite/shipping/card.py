@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import kapps
+from kapps.tflite import source
 from kapps.tflite.accuracy import Accuracy
 from kapps.tflite.measurement.latency import Latency
 from kapps.tflite.tables import markdown, markdown_text
-from kapps.tools import data, runs
+from kapps.tools import data
 
 _MOST_CLASSES = 100  # that are listed
 
@@ -26,7 +27,7 @@ class Shipped:
 
     Attributes:
         title: of the model.
-        run: that it came from; settings are its config.json.
+        model: with its classes; settings are the config.json of the run that trained it.
         dataset: that it was trained on.
         data_licence: of these pictures; "" if nobody said it.
         start: the published weights that training began with; None if they were others.
@@ -37,7 +38,7 @@ class Shipped:
     """
 
     title: str
-    run: runs.Run
+    model: source.Model
     settings: Mapping[str, object]
     dataset: data.Dataset
     licence: str
@@ -53,8 +54,8 @@ class Shipped:
 
 def card(shipped: Shipped) -> str:
     """The card, as Markdown."""
-    text, chosen, transform = markdown_text, shipped.chosen, shipped.run.transform
-    names = shipped.run.class_names
+    text, chosen, transform = markdown_text, shipped.chosen, shipped.model.transform
+    names = shipped.model.labels or ()
     start = shipped.start
     head = {
         "library_name": "litert",
@@ -137,10 +138,11 @@ def _figures(shipped: Shipped) -> str:
 
 def _origin(shipped: Shipped) -> dict[str, str]:
     dataset, start, settings = shipped.dataset, shipped.start, shipped.settings
+    network = shipped.model.model
     sizes = f"{len(dataset.train)} images to learn from, {len(dataset.validation)} for validation"
     versions = settings.get("versions")
     return {
-        "Network": f"{shipped.run.model.name}, {shipped.run.model.count_params():,} parameters",
+        "Network": f"{network.name}, {network.count_params():,} parameters",
         "Data": f"{name_of(dataset.name)}: {sizes}, {len(dataset.test)} held out",
         "Licence of the data": shipped.data_licence or "not stated",
         "Started from": name_of(str(settings.get("weights")))
