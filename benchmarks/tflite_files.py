@@ -9,8 +9,8 @@ SOURCE is one of:
 - keras-static: the same from a model that was built with a batch of 1.
 - zeromodels, zeromodels-static: as keras and keras-static, of ZeroModels, without normalization.
   These need an environment with tensorflow and zeromodels.
-- torchvision, timm: through litert-torch, channels last, without normalization and softmax; int8 by
-  ai-edge-quantizer's recipe static_wi8_ai8. These need an environment with torch, litert-torch and
+- torchvision, timm: through litert-torch, channels last, without normalization and softmax, branches
+  merged by timm's own function; int8 by ai-edge-quantizer's recipe static_wi8_ai8. These need an environment with torch, litert-torch and
   ai-edge-quantizer, and neither kapps nor tensorflow.
 
 The process ends with the file, so that no converter leaves anything to the next.
@@ -75,6 +75,9 @@ _ZEROMODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "EfficientNetV2",
         {"block_arch": "EfficientNetV2B", "default_size": 192},
     ),
+    "MobileNetV4ConvSmall": ("mobilenetv4", "MobileNetV4", {}),
+    "MobileNetV4ConvMedium": ("mobilenetv4", "MobileNetV4", {"config": "conv_medium"}),
+    "MobileNetV4HybridMedium": ("mobilenetv4", "MobileNetV4", {"config": "hybrid_medium"}),
 }
 
 
@@ -125,6 +128,7 @@ def _torch(source: str, net: str, quantization: str, size: int) -> bytes:
         import timm
 
         model = timm.create_model(net, pretrained=False)
+        model = timm.utils.reparameterize_model(model.eval())  # MobileOne's branches, as is meant
     else:
         import torchvision
 

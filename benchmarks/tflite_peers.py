@@ -66,6 +66,10 @@ NETS = (
     ("EfficientNetB0", True, True, "efficientnet_b0", "tf_efficientnet_b0"),
     ("EfficientNetLite0", False, True, "", "tf_efficientnet_lite0"),
     ("EfficientNetV2B0", True, True, "", "tf_efficientnetv2_b0"),
+    ("MobileNetV4ConvSmall", False, True, "", "mobilenetv4_conv_small"),
+    ("MobileNetV4ConvMedium", False, True, "", "mobilenetv4_conv_medium"),
+    ("MobileNetV4HybridMedium", False, True, "", "mobilenetv4_hybrid_medium"),
+    ("MobileOneS0", False, False, "", "mobileone_s0"),
 )
 
 # The highest ratio, ours by the best peer's, in float32.
