@@ -13,8 +13,10 @@ EXPLAINING = tests/test_attack_adapters.py tests/test_attacks.py tests/test_expl
   tests/test_explain_maps.py tests/test_explain_optimization.py tests/test_explain_scores.py \
   tests/test_explain_synthesis.py tests/test_explain_units.py tests/test_lesion.py \
   tests/test_squeezing.py
-LONG_ON_JAX = bfloat16 or differences or fgsm or lesions or nearer or other_attacks or proxy or \
-  vanishes or without_classes or zeros
+# Of these, what takes long there: `make test-jax LONG_ON_JAX=none` has it, too.
+LONG_ON_TORCH = autocorrelation or integrated or lesions or nearer or penalized or score_cam
+LONG_ON_JAX = $(LONG_ON_TORCH) or bfloat16 or differences or fgsm or landscape or lite0 or \
+  mixed_precision or other_attacks or proxy or smooth or vanishes or without_classes or zeros
 
 # MediaPipe needs absl-py 2 and tensorflow-model-optimization absl-py 1: it has its own environment,
 # and the tests classify with it in a child process (tests/conftest.py).
@@ -53,16 +55,18 @@ test-nightly: $(VENV)/.dev
 test-backends: test-torch test-jax
 
 test-torch: $(VENV)/.dev $(TORCH_VENV)/.done
-	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest -m few tests/test_models.py $(EXPLAINING) \
-	  $(PYTEST_ARGS)
+	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest -m few -k 'peers or training_step' \
+	  tests/test_models.py $(PYTEST_ARGS)
+	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest -m few -k 'not ($(LONG_ON_TORCH))' \
+	  $(EXPLAINING) $(PYTEST_ARGS)
 	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest tests/test_regularization.py $(PYTEST_ARGS)
 
 # JAX compiles each operation for each of its shapes: the tests that say most.
 test-jax: $(VENV)/.dev
 	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -m few \
-	  -k 'peers or default or training_step and (MobileNetV2 or ShuffleNetV2 or Pyramid)' \
+	  -k 'peers or training_step and ShuffleNetV2' \
 	  tests/test_models.py $(PYTEST_ARGS)
-	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -k 'computed or skipping or depth' \
+	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -k 'computed or survive0 or timms' \
 	  tests/test_regularization.py $(PYTEST_ARGS)
 	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -m few \
 	  -k 'not ($(LONG_ON_JAX))' $(EXPLAINING) $(PYTEST_ARGS)

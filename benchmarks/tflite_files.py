@@ -9,9 +9,10 @@ SOURCE is one of:
 - keras-static: the same from a model that was built with a batch of 1.
 - zeromodels, zeromodels-static: as keras and keras-static, of ZeroModels, without normalization.
   These need an environment with tensorflow and zeromodels.
-- torchvision, timm: through litert-torch, channels last, without normalization and softmax, branches
-  merged by timm's own function; int8 by ai-edge-quantizer's recipe static_wi8_ai8. These need an environment with torch, litert-torch and
-  ai-edge-quantizer, and neither kapps nor tensorflow.
+- torchvision, timm: through litert-torch, channels last, without normalization and softmax,
+  branches merged by timm's own function; int8 by ai-edge-quantizer's recipe static_wi8_ai8. These
+  need an environment with torch, litert-torch and ai-edge-quantizer, and neither kapps nor
+  tensorflow.
 
 The process ends with the file, so that no converter leaves anything to the next.
 """

@@ -160,6 +160,7 @@ _FULL = {
     "ResNeXt50",
     "DenseNet121",
     "SEResNet18",
+    "SEResNeXt50",
     "MobileNet",
     "MobileNetV2_035",
     "MobileNetV3Small",

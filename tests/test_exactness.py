@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 COMMAND = "-m kapps.tools.train --dataset=digits --image_size=32 --batch_size=128 --epochs=1"
 
 
-@pytest.mark.parametrize("model", ["CifarResNet", "GoogLeNet"])
+@pytest.mark.parametrize("model", ["CifarResNet --arguments=depth=8", "GoogLeNet"])
 def test_the_same_command_gives_the_same_weights(model: str, tmp_path: Path) -> None:
     """With all threads that a user has; the tests' own processes have one.
 
@@ -25,7 +25,7 @@ def test_the_same_command_gives_the_same_weights(model: str, tmp_path: Path) -> 
     environment = {name: value for name, value in os.environ.items() if name not in alone}
     weights = set()
     for run in ("one", "two"):
-        command = [sys.executable, *COMMAND.split(), f"--model={model}"]
+        command = [sys.executable, *COMMAND.split(), *f"--model={model}".split()]
         command.append(f"--workdir={tmp_path / run}")
         subprocess.run(command, env=environment, check=True, capture_output=True)
         weights.add((tmp_path / run / "weights.safetensors").read_bytes())

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from nights import at_night
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -78,7 +79,7 @@ def test_ctrl_c_ends_at_once(photos: Path, tmp_path: Path) -> None:
         assert seconds < 10
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", *at_night("SIGHUP")])
 def test_a_run_that_is_ended_is_saved_and_goes_on(tmp_path: Path, name: str) -> None:
     """In mid-epoch, and to the bit what the run would have been."""
     whole = start(tmp_path / "whole", "--dataset=digits --epochs=1")

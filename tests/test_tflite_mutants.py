@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 import pytest
+from nights import at_night
 from tflite_mutants import byte_mutants, structure_mutants
 from tflite_net import small_net
 from tflite_plain import plain_net
@@ -103,8 +104,9 @@ def test_a_few_bad_files(task, few, tmp_path, record_property):
     _check(few, task(few, tmp_path), record_property)
 
 
+# Inspection sees most of a file; the others get a few of them above, and all at night.
 @pytest.mark.slow
-@pytest.mark.parametrize("task", _TASKS)
+@pytest.mark.parametrize("task", [_inspect, *at_night(*_TASKS[1:])])
 def test_all_bad_files(task, many, tmp_path, record_property):
     _check(many, task(many, tmp_path), record_property)
 

@@ -120,9 +120,7 @@ def test_all_passes_together(quantization, net, digits):
 # Each with something of its own: hard-swish and gates; a shuffle that crosses groups; one that a
 # pass removes; ReLU6 throughout. The others are made of the same.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", phone_nets("EfficientNetLite0", "MobileNetV3Small", "ShuffleNet", "ShuffleNetV2_x0_5")
-)
+@pytest.mark.parametrize("name", phone_nets("MobileNetV3Small", "ShuffleNet", "ShuffleNetV2_x0_5"))
 def test_every_pass_is_exact_on_the_nets(name):
     keras.utils.set_random_seed(0)
     builder = getattr(kapps, name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-import pytest
 from keras import layers
+from nights import at_night
 
 from kapps import _layers, custom_layers
 
@@ -21,9 +21,7 @@ _NETS = (
 
 def phone_nets(*often: str) -> list[object]:
     """Their names, as a test's parameters: those that are not among `often` run at night."""
-    return [
-        name if name in often else pytest.param(name, marks=pytest.mark.nightly) for name in _NETS
-    ]
+    return [*often, *at_night(*(name for name in _NETS if name not in often))]
 
 
 def smooth_images(n: int, side: int) -> np.ndarray:
