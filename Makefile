@@ -22,6 +22,8 @@ LONG_ON_JAX = $(LONG_ON_TORCH) or bfloat16 or differences or fgsm or landscape o
 # and the tests classify with it in a child process (tests/conftest.py).
 MEDIAPIPE_VENV = $(VENV)/mediapipe
 TORCH_VENV = $(VENV)/torch
+# Beside the environment: TensorFlow imports JAX wherever it finds it, and that takes a second.
+JAX_PACKAGES = $(VENV)/jax
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help demo test test-quick test-nightly test-backends test-torch test-jax lint format clean
@@ -62,14 +64,16 @@ test-torch: $(VENV)/.dev $(TORCH_VENV)/.done
 	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest tests/test_regularization.py $(PYTEST_ARGS)
 
 # JAX compiles each operation for each of its shapes: the tests that say most.
-test-jax: $(VENV)/.dev
-	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -m few \
+test-jax: export PYTHONPATH = $(abspath $(JAX_PACKAGES))
+test-jax: export KERAS_BACKEND = jax
+test-jax: $(VENV)/.dev $(JAX_PACKAGES)/.done
+	$(VENV)/bin/python -m pytest -m few \
 	  -k 'peers or training_step and ShuffleNetV2' \
 	  tests/test_models.py $(PYTEST_ARGS)
-	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -k 'computed or survive0 or timms' \
+	$(VENV)/bin/python -m pytest -k jax tests/test_packaging.py $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -k 'computed or survive0 or timms' \
 	  tests/test_regularization.py $(PYTEST_ARGS)
-	KERAS_BACKEND=jax $(VENV)/bin/python -m pytest -m few \
-	  -k 'not ($(LONG_ON_JAX))' $(EXPLAINING) $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -m few -k 'not ($(LONG_ON_JAX))' $(EXPLAINING) $(PYTEST_ARGS)
 
 # mypy sees the packages under the names they install as.
 lint: $(VENV)/.dev
@@ -104,6 +108,12 @@ $(MEDIAPIPE_VENV)/.done: pyproject.toml | $(VENV)/bin/python
 	@$(VENV)/bin/python -m venv $(MEDIAPIPE_VENV)
 	@$(INSTALL) $(MEDIAPIPE_VENV)/bin/python --editable '.[mediapipe]' || { \
 	  echo 'make: MediaPipe could not be installed; is a package index within reach?' >&2; exit 2; }
+	@touch $@
+
+# What else it needs is there, as TensorFlow needs it too.
+$(JAX_PACKAGES)/.done: pyproject.toml | $(VENV)/.dev
+	@$(INSTALL) $(VENV)/bin/python --target $(JAX_PACKAGES) --no-deps jax jaxlib || { \
+	  echo 'make: JAX could not be installed; is a package index within reach?' >&2; exit 2; }
 	@touch $@
 
 $(TORCH_VENV)/.done: pyproject.toml | $(VENV)/bin/python

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -51,6 +52,12 @@ def pytest_report_header() -> str:
 def pytest_configure(config):
     """Networks of random weights and few images convert with a warning; tests of it ask for it."""
     config.addinivalue_line("filterwarnings", "ignore:weak check")
+
+
+def pytest_collection_finish():
+    """What is loaded by now stays: the collections after large models need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

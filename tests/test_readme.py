@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -71,6 +72,9 @@ def test_readme_runs(tmp_path):
     skipped = SETUP if shutil.which("npm") or "CI" in os.environ else (*SETUP, "npm ")
     blocks = [(kind, text) for kind, text in BLOCKS if not text.startswith(skipped)]
     assert len(blocks) >= 4
+    # Pieces of Python that follow one another are pasted into one session.
+    groups = itertools.groupby(blocks, key=lambda block: block[0])
+    blocks = [(kind, "".join(text for _, text in group)) for kind, group in groups]
     # .ci/run names an interpreter that has the wheel.
     python = os.environ.get("KAPPS_WHEEL_PYTHON", sys.executable)
     path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"

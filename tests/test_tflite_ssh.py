@@ -443,7 +443,29 @@ def test_a_file_that_is_not_there(board, nets):
 
 def _fake_measurement(board, script):
     """A Python that has everything, and runs `script` in place of the measurement."""
-    board.script("python3", f'[ "$1" = -c ] && exec echo "kapps: ready"\n{script}\n')
+    board.script("python3", f'[ "$1" = -c ] && exec echo "kapps: ready, r"\n{script}\n')
+
+
+@pytest.mark.parametrize(
+    ("runtime", "needed"),
+    [
+        ("ai-edge-litert 1.0.1", "1.1"),
+        ("tflite-runtime 2.14.0", "1.1"),
+        ("ai-edge-litert 1.1.2", ""),
+    ],
+)
+def test_a_runtime_that_is_too_old_for_four_bits(board, nets, runtime, needed, tmp_path):
+    """What it would print are times of wrong numbers; of other files it is none the worse."""
+    pytest.importorskip("ai_edge_quantizer")
+    file = tmp_path / "four.tflite"
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(32, 3)(image))
+    model = keras.Model(image, keras.layers.Dense(4, activation="softmax")(x))
+    convert(model, file, quantization="int4")
+    board.script("python3", f'[ "$1" = -c ] && exec echo "kapps: ready, {runtime}"\necho "{{}}"\n')
+    told = f"four.tflite has weights of 4 bits, .*{runtime} .* install ai-edge-litert {needed} or"
+    _fails(board, [nets[0], file], told if needed else "sent no valid result")
+    _fails(board, nets[:1], "sent no valid result")
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])

@@ -28,9 +28,9 @@ from kapps.tools.recipes import get_recipe
 DATASET = "digits"
 NETWORKS = {  # height and width of the input, pixels; epochs: enough for each, and no more
     "LeNet5": (32, 30),
-    "MobileNetV3Small": (64, 25),
-    "ShuffleNetV2_x0_5": (64, 30),
-    "EfficientNetLite0": (64, 16),
+    "MobileNetV3Small": (64, 20),
+    "ShuffleNetV2_x0_5": (64, 16),
+    "EfficientNetLite0": (64, 12),
 }
 _CALIBRATION_IMAGES = 300
 

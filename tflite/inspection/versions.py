@@ -136,7 +136,26 @@ _RUNTIMES = {name: runtimes for name, *runtimes in map(str.split, _TABLE.strip()
 # and on LiteRT 1.0.1 to 2.3.0: before these, convolutions end the process (up to 2.17) or give
 # other numbers (2.18, LiteRT 1.0.1), and blocks give other numbers (up to 2.19, LiteRT 1.2.0).
 _FOUR_BITS = {"CONV_2D": "2.19", "DEPTHWISE_CONV_2D": "2.19", "FULLY_CONNECTED": "2.14"}
-_BLOCKS = "2.20"
+NEWEST_OF_FOUR_BITS = "2.20"  # of blocks that have a scale each
+# The oldest LiteRT that computes the same, by TensorFlow Lite's number; measured likewise.
+_LITERT = {"2.14": (1, 0), "2.19": (1, 1), "2.20": (1, 3)}
+
+
+def too_old(runtime: str, oldest: str) -> str:
+    """The runtime to install, if `runtime` is too old for weights of 4 bits; "" if it is not.
+
+    Args:
+        runtime: "ai-edge-litert 1.0.1", "tflite-runtime 2.14.0"; any other is not known to be old.
+        oldest: what `oldest_runtime` gives for the file.
+    """
+    name, _, version = runtime.partition(" ")
+    if not is_version(version) or oldest not in _LITERT:
+        return ""
+    has, litert = tuple(map(int, version.split("."))), _LITERT[oldest]
+    needed = {"ai-edge-litert": litert, "tflite-runtime": tuple(map(int, oldest.split(".")))}
+    if has >= needed.get(name, ()):
+        return ""
+    return f"ai-edge-litert {litert[0]}.{litert[1]}"
 
 
 def oldest_runtime(
@@ -155,7 +174,7 @@ def oldest_runtime(
     if found == "-":
         return None
     needed = [_FOUR_BITS.get(operation, found)] if four_bits else []
-    return newest([found, *needed, *([_BLOCKS] if blocks else [])])
+    return newest([found, *needed, *([NEWEST_OF_FOUR_BITS] if blocks else [])])
 
 
 def is_version(text: str) -> bool:

@@ -20,6 +20,8 @@ from typing import Any
 
 from kapps._errors import InputError, is_number
 from kapps.tflite.child import check_time_limit
+from kapps.tflite.inspection import inspect_each
+from kapps.tflite.inspection.versions import NEWEST_OF_FOUR_BITS, too_old
 from kapps.tflite.measurement.benchmark_tool import linux_device, pinning
 from kapps.tflite.measurement.latency import identity
 from kapps.tflite.measurement.placement import Placement, of_operations
@@ -35,12 +37,13 @@ _PROBE = """
 try:
     import numpy
     try:
-        import ai_edge_litert.interpreter
+        import ai_edge_litert as package, ai_edge_litert.interpreter
     except ImportError:
-        import tflite_runtime.interpreter
+        import tflite_runtime as package, tflite_runtime.interpreter
 except ImportError as error:
     raise SystemExit("kapps: %s" % error)
-print("kapps: ready")
+name = package.__name__.replace("ai_edge_", "ai-edge-").replace("_r", "-r")
+print("kapps: ready, %s %s" % (name, getattr(package, "__version__", "")))
 """
 _REMEDY = (
     "install it there (pip install ai-edge-litert), or use the tool benchmark_model: put it on the "
@@ -154,7 +157,8 @@ def measure_board(
 
     Raises:
         InputError: a file is not there, does not load or kills the interpreter; the board has no
-            Python or no interpreter, no space, sends what makes no sense, or is gone.
+            Python or no interpreter or one that is too old for a file's weights of 4 bits, no
+            space, sends what makes no sense, or is gone.
     """
     if threads < 1 or warmup < 0 or min_runs < 1 or min_seconds < 0:
         raise InputError("threads and min_runs are at least 1, warmup and min_seconds at least 0")
@@ -163,7 +167,7 @@ def measure_board(
     identities = tuple(identity(file) for file in files)  # now: a build may replace them meanwhile
     if not files:
         raise InputError("nothing to measure: no files")
-    _check_python(ssh, python)
+    _check_age(ssh, _runtime(ssh, python), files)
     name = linux_device(ssh)
     pin, _ = pinning(ssh, threads)
     with remote_folder(ssh) as folder, tempfile.TemporaryDirectory() as local:
@@ -302,16 +306,31 @@ def has_tool(ssh: Ssh, tool: str = "benchmark_model") -> bool:
     return ssh.run(["sh", "-c", command], time_limit=_SHORT).code == 0
 
 
-def _check_python(ssh: Ssh, python: str) -> None:
+def _runtime(ssh: Ssh, python: str) -> str:
+    """The name and version of the interpreter that the board's Python has."""
     done = ssh.run([python, "-c", _PROBE], time_limit=2 * _SHORT)
     if "kapps: ready" in done.stdout:
-        return
+        return last_line(done.stdout.partition("kapps: ready, ")[2])
     if done.code in (126, 127):
         raise InputError(
             f"{ssh.name} has neither benchmark_model nor {python} to run ai-edge-litert: {_REMEDY}"
         )
     why = last_line(done.stderr).rpartition("kapps: ")[2]
     raise InputError(f"{ssh.name} has no ai-edge-litert for its {python} ({why}): {_REMEDY}")
+
+
+def _check_age(ssh: Ssh, runtime: str, files: Sequence[Path]) -> None:
+    """An old runtime loads weights of 4 bits, and then ends or gives other numbers unsaid."""
+    if not too_old(runtime, NEWEST_OF_FOUR_BITS):
+        return
+    for file, found in zip(files, inspect_each(files), strict=True):
+        if isinstance(found, InputError) or not found.variant.startswith("int4"):
+            continue
+        if needed := too_old(runtime, found.oldest_runtime or ""):
+            raise InputError(
+                f"{file} has weights of 4 bits, which {ssh.name}'s {runtime} computes wrongly: "
+                f"install {needed} or newer there"
+            )
 
 
 def _json(line: str) -> dict[str, Any]:
