@@ -57,6 +57,9 @@ from .efficientnet_v2 import EfficientNetV2L as EfficientNetV2L
 from .efficientnet_v2 import EfficientNetV2M as EfficientNetV2M
 from .efficientnet_v2 import EfficientNetV2S as EfficientNetV2S
 from .efficientnet_v2 import EfficientNetV2XL as EfficientNetV2XL
+from .ghostnet_v2 import GhostNetV2 as GhostNetV2
+from .ghostnet_v2 import GhostNetV2_130 as GhostNetV2_130
+from .ghostnet_v2 import GhostNetV2_160 as GhostNetV2_160
 from .googlenet import GoogLeNet as GoogLeNet
 from .googlenet import GoogLeNetOriginal as GoogLeNetOriginal
 from .googlenet import SEGoogLeNet as SEGoogLeNet

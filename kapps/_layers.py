@@ -103,7 +103,7 @@ def conv(
 
 def depthwise(
     x: KerasTensor,
-    kernel: int,
+    kernel: int | tuple[int, int],
     path: str,
     *,
     stride: int = 1,

@@ -138,6 +138,14 @@ def pooled_head(x: KerasTensor, net: Net, classifier: str = "classifier") -> Ker
     return net.classifier(net.dropout(_layers.global_pool(x, "global_pool")), classifier)
 
 
+def hidden_head(x: KerasTensor, net: Net, filters: int, activation: str) -> KerasTensor:
+    """Global mean, 1x1 with bias, activation, dropout, classifier."""
+    x = _layers.global_pool(x, "global_pool", keepdims=True)
+    x = _layers.act(_layers.conv(x, filters, 1, "conv_head", bias=True), activation, "act2")
+    x = layers.Flatten(name="flatten")(x)
+    return net.classifier(net.dropout(x), "classifier")
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """How a network is built: `features` makes the image its feature map, `head` that the output.

@@ -215,6 +215,45 @@ class MirrorPadding2D(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kapps")
+class NearestDoubling2D(layers.Layer):
+    """The first of two maps, enlarged to the height and width of the second by nearest neighbours.
+
+    These are twice its own, or one more: the first is what a 2x2 pooling at stride 2 left of a map
+    of the second's size. Of the n pixels of a side, pixel i of the m comes from floor(i n / m), as
+    in PyTorch's `interpolate`: each is there twice, and the first a third time where m is odd.
+
+    Of concatenations and a reshape, which XNNPACK takes, floats or integers; a resize it does not.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        (_, *sides, _), (_, *wanted, _) = input_shape
+        if any(None not in (n, m) and n != m // 2 for n, m in zip(sides, wanted, strict=True)):
+            raise ValueError(
+                f"layer {self.name!r} doubles the height and width of a map: {tuple(sides)} cannot "
+                f"become {tuple(wanted)}"
+            )
+
+    def call(self, maps: Any) -> Any:
+        x, like = maps
+        _, height, width, channels = ops.shape(x)
+        x = ops.concatenate([x, x], axis=-1)  # the columns twice, once this is two pixels
+        x = ops.concatenate([x, x], axis=2)  # and the rows, once this is two of them
+        x = ops.reshape(x, (-1, 2 * height, 2 * width, channels))
+        if like.shape[1] is None or like.shape[1] % 2:
+            x = ops.concatenate([x[:, :1], x], axis=1)
+        if like.shape[2] is None or like.shape[2] % 2:
+            x = ops.concatenate([x[:, :, :1], x], axis=2)
+        if None in like.shape[1:3]:  # one too many where it is even
+            _, rows, columns, _ = ops.shape(like)
+            x = x[:, -rows:, -columns:]
+        return x
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        (batch, *_, channels), (_, height, width, _) = input_shape
+        return (batch, height, width, channels)
+
+
+@keras.saving.register_keras_serializable("kapps")
 class AdaptiveAveragePooling2D(layers.Layer):
     """The means of (height, width) = `size` windows that cover a map of fixed size, as in PyTorch.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from keras import KerasTensor, layers
+from keras import KerasTensor
 
 from kapps import _layers
 from kapps._layers import act, bn, conv, make_divisible
 from kapps._mbconv import MBConv, check_alpha
 from kapps._model import model
-from kapps._network import Architecture, Net
+from kapps._network import Architecture, Net, hidden_head
 
 _Block = tuple[int, int, int, bool, str, int]
 
@@ -94,12 +94,7 @@ def mobilenet_v3(
         x = conv(x, make_divisible(stages[-1][-1][1] * alpha), 1, f"{path}.conv")
         return act(bn(x, f"{path}.bn1"), "hard_silu", f"{path}.act1")
 
-    def head(x: KerasTensor, net: Net) -> KerasTensor:
-        x = _layers.global_pool(x, "global_pool", keepdims=True)
-        x = act(conv(x, head_filters, 1, "conv_head", bias=True), "hard_silu", "act2")
-        x = layers.Flatten(name="flatten")(x)
-        return net.classifier(net.dropout(x), "classifier")
-
+    head = functools.partial(hidden_head, filters=head_filters, activation="hard_silu")
     return Architecture(features, head, drop_path_schedule="efficientnet")
 
 

@@ -111,6 +111,9 @@ _PEERS: tuple[tuple[str, int, int, float, str], ...] = (
     ("MobileOneS2", 224, 7_884_648, 1304.0, "timm:mobileone_s2"),
     ("MobileOneS3", 224, 10_170_600, 1902.1, "timm:mobileone_s3"),
     ("MobileOneS4", 224, 14_951_248, 2986.8, "timm:mobileone_s4"),
+    ("GhostNetV2", 224, 6_156_908, 167.0, "timm:ghostnetv2_100"),
+    ("GhostNetV2_130", 224, 8_960_404, 269.3, "timm:ghostnetv2_130"),
+    ("GhostNetV2_160", 224, 12_392_698, 398.6, "timm:ghostnetv2_160"),
     ("ShuffleNetV2_x0_5", 224, 1_366_792, 40.5, "torchvision:shufflenet_v2_x0_5"),
     ("ShuffleNetV2_x1_0", 224, 2_278_604, 144.9, "torchvision:shufflenet_v2_x1_0"),
     ("ShuffleNetV2_x1_5", 224, 3_503_624, 295.8, "torchvision:shufflenet_v2_x1_5"),
@@ -138,13 +141,17 @@ _PEERS: tuple[tuple[str, int, int, float, str], ...] = (
     ("EfficientNetV2XL", 384, 208_119_808, 52529.3, "timm:tf_efficientnetv2_xl"),
 )
 
-_SIZES = {"InceptionV3": 96}
+# Of 80 pixels GhostNetV2's gates are enlarged to 5 and 3, as to 7 of its own 224: the odd sizes.
+_SIZES = {"GhostNetV2": 80, "GhostNetV2_130": 80, "GhostNetV2_160": 80, "InceptionV3": 96}
 _MIN_SIZES = {
     "AlexNet": 63,
     "DenseNet121": 29,
     "DenseNet161": 29,
     "DenseNet169": 29,
     "DenseNet201": 29,
+    "GhostNetV2": 33,
+    "GhostNetV2_130": 33,
+    "GhostNetV2_160": 33,
     "GoogLeNet": 15,
     "InceptionV3": 75,
 }
@@ -167,6 +174,7 @@ _FULL = {
     "MobileNetV4ConvSmall_050",
     "MobileNetV4HybridMedium",
     "MobileOneS1",
+    "GhostNetV2",
     "ShuffleNetV2_x0_5",
     "EfficientNetB0",
     "EfficientNetLite0",

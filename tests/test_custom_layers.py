@@ -6,6 +6,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kapps
 from kapps import _block_skipping, custom_layers
@@ -28,6 +29,7 @@ KEYS = {
         "LocalResponseNormalization",
         "MirrorPadding2D",
         "MultiQueryAttention",
+        "NearestDoubling2D",
         "StochasticDepth",
         "Subsampling",
         "scaled_tanh",
@@ -64,6 +66,19 @@ class SelfAttention(custom_layers.MultiQueryAttention):
         return input_shape
 
 
+class HalfDoubled(custom_layers.NearestDoubling2D):
+    """Every other pixel of a map, twice."""
+
+    def build(self, input_shape):
+        pass
+
+    def call(self, x):
+        return super().call([x[:, 1::2, 1::2], x])
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
 LAYERS = {
     "attention": (lambda **k: SelfAttention(1, **k), (2, 3, 8)),
     "normalization": (lambda **k: custom_layers.ImageNormalization(0.48, 0.004, **k), (8, 8, 3)),
@@ -74,6 +89,7 @@ LAYERS = {
     "pad": (lambda **k: custom_layers.ChannelPad(9, **k), (2, 2, 8)),
     "scale": (lambda **k: custom_layers.LayerScale(0.3, **k), (2, 2, 8)),
     "mirror": (lambda **k: custom_layers.MirrorPadding2D(1, **k), (4, 4, 2)),
+    "doubling": (lambda **k: HalfDoubled(**k), (5, 4, 2)),
     "adaptive": (lambda **k: custom_layers.AdaptiveAveragePooling2D((3, 2), **k), (7, 7, 2)),
     "subsampling": (lambda **k: custom_layers.Subsampling(**k), (4, 4, 2)),
     "distance": (lambda **k: custom_layers.BitmapDistance(10, **k), (84,)),
@@ -104,6 +120,40 @@ def test_every_dtype_gives_what_float32_gives(name, policy):
     # its rounding, comes in two steps.
     digits = max(float(ml_dtypes.finfo(dtype).eps), 1e-6)
     np.testing.assert_allclose(actual, expected, atol=4 * digits * np.abs(expected).max())
+
+
+def doubled(x, height, width):
+    """By the formula of PyTorch's `interpolate(mode="nearest")`."""
+    rows, columns = (
+        np.arange(m) * n // m for n, m in zip(x.shape[1:3], (height, width), strict=True)
+    )
+    return x[:, rows][:, :, columns]
+
+
+def test_doubling_takes_the_nearest_neighbour_whatever_the_size(tmp_path):
+    """Of sides of 1 to 12 pixels, to even and to odd ones, which are known to the graph or not."""
+    gate, image = keras.Input((None, None, 2)), keras.Input((None, None, 1))
+    layer = custom_layers.NearestDoubling2D(name="doubling")
+    keras.Model([gate, image], layer([gate, image])).save(tmp_path / "net.keras")
+    net = keras.saving.load_model(tmp_path / "net.keras")
+    assert net.output_shape == (None, None, None, 2)
+    signature = [tf.TensorSpec((None, None, None, channels)) for channels in (2, 1)]
+    of_any_size = tf.function(lambda gate, image: net([gate, image]), signature)
+    sizes = [(n, m) for n in range(1, 13) for m in (2 * n, 2 * n + 1)]
+    for (rows, height), (columns, width) in zip(sizes, sizes[::-1], strict=True):
+        x = np.random.default_rng(0).standard_normal((2, rows, columns, 2)).astype("float32")
+        like = np.zeros((2, height, width, 1), "float32")
+        expected = doubled(x, height, width)
+        np.testing.assert_array_equal(layer([x, like]), expected)
+        np.testing.assert_array_equal(of_any_size(x, like), expected)
+
+
+@pytest.mark.parametrize("height", [5, 8])
+def test_doubling_refuses_what_is_no_double(height):
+    with pytest.raises(ValueError, match=rf"'up' doubles .*: \(3, 4\) cannot become \({height}, 8"):
+        custom_layers.NearestDoubling2D(name="up")(
+            [np.zeros((1, 3, 4, 2)), np.zeros((1, height, 8, 2))]
+        )
 
 
 @pytest.mark.parametrize("floatx", ["float16", "bfloat16", "float64"])

@@ -1,4 +1,4 @@
-"""DenseNet, PyramidNet, the MobileNets and the ShuffleNets: what the model table does not show."""
+"""DenseNet, PyramidNet and the nets for phones: what the model table does not show."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from keras import layers, ops
 from kapps import InputError
 from kapps._profile import profile
 from kapps.densenet import CifarDenseNet, DenseNet, DenseNet121
+from kapps.ghostnet_v2 import GhostNetV2, GhostNetV2_130
 from kapps.mobilenet import MobileNet, MobileNet_125
 from kapps.mobilenet_v2 import MobileNetV2, MobileNetV2_035, MobileNetV2_140
 from kapps.mobilenet_v3 import (
@@ -59,6 +60,7 @@ def noise(side: int, channels: int = 3) -> np.ndarray:
         (PyramidNet, {"depth": 112, "bottleneck": True}, "2 . 9 n .* with bottleneck, not 112"),
         (PyramidNet, {"alpha": 0}, "alpha must be a whole number above 0, not 0"),
         (PyramidNet, {"alpha": 2.5}, "alpha must be a whole number above 0, not 2.5"),
+        (GhostNetV2, {"alpha": 0}, "GhostNetV2: alpha must be a number above 0"),
         (MobileNet, {"alpha": 0}, "MobileNet: alpha must be a number above 0"),
         (MobileNetV2, {"alpha": -1.0}, "MobileNetV2: alpha .* not -1.0"),
         (MobileNetV3Small, {"alpha": "0.5"}, "MobileNetV3Small: alpha .* not '0.5'"),
@@ -77,6 +79,7 @@ def test_own_parameters_are_checked(builder, arguments, message):
     ("family", "arguments", "variant"),
     [
         (DenseNet, {}, DenseNet121),
+        (GhostNetV2, {"alpha": 1.3}, GhostNetV2_130),
         (MobileNet, {"alpha": 1.25}, MobileNet_125),
         (MobileNetV2, {"alpha": 0.35}, MobileNetV2_035),
         (MobileNetV2, {"alpha": 1.4}, MobileNetV2_140),
@@ -183,6 +186,7 @@ def test_narrow_mobilenets_have_the_papers_size(alpha, millions, macs):
         (MobileNetV3Small, 0.5, 16, 1024),
         (MobileNetV3Small, 2.0, 32, 1024),
         (MobileNetV3Large, 0.75, 16, 1280),
+        (GhostNetV2, 1.3, 20, 1280),  # 20.8, of which a multiple of 8 would be 24
     ],
 )
 def test_stem_and_head_scale_as_the_reference_has_it(builder, alpha, stem, head):

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import inspect
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,10 @@ DAILY = {"LeNet5Original", "ResNet18", "MobileNetV3Small"}
 # One of each kind of head: fully connected to the map; without learned weights; of convolutions and
 # an activation of its own; with auxiliary outputs; pooled; pooled with a hidden layer.
 HEADS = {"LeNet5", "LeNet5Original", "NiN", "GoogLeNet", "ResNet18", "MobileNetV3Small"}
+
+# What they multiply a channel by, a depthwise convolution hands to a batch norm, which in training
+# divides it out: the gradient is of its epsilon alone, 1e-11 of GhostNetV2 in double precision.
+CANCELLED = re.compile("ghost1_short_conv_[13]/gamma$")
 
 
 def rows(
@@ -358,4 +363,5 @@ def test_keras_file_and_one_training_step(row, model, tmp_path):
     )
     loaded.fit(images(small(row), 4), np.array([0, 1, 2, 0]), batch_size=4, verbose=0)
     for variable, old in zip(loaded.trainable_variables, before, strict=True):
-        assert not np.array_equal(numpy(variable), old), variable.path
+        changed = not np.array_equal(numpy(variable), old)
+        assert changed or CANCELLED.search(variable.path), variable.path
