@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
-from tflite_net import phone_nets, small_net
+from tflite_net import gated_net, phone_nets, small_net
 
 import kapps
 from kapps import InputError, _layers, shufflenet_v2
@@ -145,16 +145,20 @@ def test_every_pass_is_exact_on_the_nets(name):
 
 
 @pytest.mark.parametrize("quantization", ["float32", "int8"])
-def test_the_delegate_takes_the_file_in_one_piece(quantization, digits, tmp_path):
-    model = _randomized(small_net())
+@pytest.mark.parametrize("net", [small_net, gated_net])
+def test_the_delegate_takes_the_file_in_one_piece(net, quantization, digits, tmp_path):
+    model, images = _randomized(net()), digits[0][0][:8]
     made = make_content(
         run_passes(model, quantization=quantization),
         quantization,
         "uint8" if quantization == "int8" else "float32",
-        digits[0][0][:8],
+        images,
     )
     (tmp_path / "net.tflite").write_bytes(made.content)
-    assert Runner(tmp_path / "net.tflite").delegate_pieces == 1
+    runner = Runner(tmp_path / "net.tflite")
+    assert runner.delegate_pieces == 1
+    if quantization == "float32":
+        np.testing.assert_allclose(runner.predict(images), _outputs(model, images), atol=1e-5)
 
 
 # Branches.

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers
-from tflite_net import phone_nets, small_net
+from tflite_net import gated_net, phone_nets, small_net
 
 import kapps
 from kapps import InputError, _layers, custom_layers
+from kapps.tflite import Runner
 from kapps.tflite.comparison import LIMITS, compare_layers
 from kapps.tflite.interpreter import operations
 from kapps.tflite.tuning.tf_keras_copy import copy_weights, prepared, rebuild
@@ -107,7 +108,7 @@ def assert_does_as(content, tuned, images, drift=0.03):
     assert moved < drift, moved
 
 
-@pytest.mark.parametrize("net", [small_net, mixed_net])
+@pytest.mark.parametrize("net", [small_net, mixed_net, gated_net])
 def test_the_copy_in_tf_keras_is_exact(net):
     model = shake(net())
     images = random_images(8).astype("float32")
@@ -181,7 +182,7 @@ def mixed():
     return model, steps(tuning.quantize_aware(model), random_images(96), count=3)
 
 
-@pytest.mark.parametrize("net", [small_net, mixed_net])
+@pytest.mark.parametrize("net", [small_net, mixed_net, gated_net])
 def test_before_training_it_computes_as_the_model(net):
     model = shake(net())
     images = random_images(8)
@@ -206,6 +207,17 @@ def test_unequal_branches_keep_their_order(mixed):
     """https://github.com/tensorflow/model-optimization/issues/1061"""
     _, tuned = mixed
     assert_does_as(tuning.tflite_bytes(tuned), tuned, random_images(32))
+
+
+def test_means_and_enlarged_gates_are_one_piece_of_integers(tmp_path):
+    model, images = shake(gated_net()), random_images(96)
+    tuned = steps(tuning.quantize_aware(model), images, count=3)
+    content = tuning.tflite_bytes(tuned)
+    assert_does_as(content, tuned, images[:32], drift=0.015)  # 0.007; images are 0.09 apart
+    (tmp_path / "net.tflite").write_bytes(content)
+    assert Runner(tmp_path / "net.tflite").delegate_pieces == 1
+    restored = tuning.restore(tuned, model)
+    assert not np.array_equal(restored.get_layer("stem").kernel, model.get_layer("stem").kernel)
 
 
 def test_restored_weights_are_those_before_quantization(quantized, net, digits):

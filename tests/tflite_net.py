@@ -7,7 +7,8 @@ import numpy as np
 from keras import layers
 from nights import at_night
 
-from kapps import _layers, custom_layers
+from kapps import _layers, custom_layers, ghostnet_v2
+from kapps._network import Net, Regularization, pooled_head
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -28,6 +29,19 @@ def smooth_images(n: int, side: int) -> np.ndarray:
     """Squares of colors, which no check takes for noise."""
     coarse = np.random.default_rng(1).uniform(0, 255, (n, 4, 4, 3))
     return np.kron(coarse, np.ones((1, side // 4, side // 4, 1))).astype("uint8")
+
+
+def gated_net() -> keras.Model:
+    """Two blocks of GhostNetV2, whose gates are enlarged to 7 pixels and to 4."""
+    x = image = keras.Input((16, 16, 3))
+    x = custom_layers.ImageNormalization(0.3, 0.4, name="normalization")(x)
+    x = _layers.conv(x, 8, 3, "stem", stride=2, padding="valid")
+    x = _layers.act(_layers.bn(x, "bn1"), "relu", "act1")
+    net = Net(Regularization(), 10, "softmax")
+    block = {"kernel": 3, "expanded": 16, "filters": 8, "attention": True}
+    x = ghostnet_v2._bottleneck(x, net, "odd", stride=2, se_channels=4, **block)
+    x = ghostnet_v2._bottleneck(x, net, "even", stride=1, se_channels=0, **block)
+    return keras.Model(image, pooled_head(x, net), name="gated_net")
 
 
 def small_net(channels: int = 3) -> keras.Model:

@@ -13,6 +13,7 @@ common range for all tensors that operations such as a concatenation or a poolin
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -244,6 +245,25 @@ class _SubtractMean(tf_keras.layers.Layer):
         return tf.reshape(rows, (-1, height, width, channels))
 
 
+class _Mean(tf_keras.layers.Layer):
+    """The mean of each window as a depthwise convolution of equal weights, which are quantized.
+
+    As `passes.average_pool_as_conv` has it: of an integer AVERAGE_POOL_2D XNNPACK takes none.
+    """
+
+    def __init__(self, size: tuple[int, int], stride: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size, self.stride = size, stride
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        share = 1 / math.prod(self.size)
+        kernel = tf.fill((*self.size, x.shape[-1], 1), share)
+        kernel = tf.quantization.fake_quant_with_min_max_args(
+            kernel, -share, share, narrow_range=True
+        )
+        return tf.nn.depthwise_conv2d(x, kernel, (1, self.stride, self.stride, 1), "VALID")
+
+
 class _Affine(tf_keras.layers.Layer):
     """act(x + shift) * scale, for constants."""
 
@@ -377,8 +397,15 @@ class _Builder:
             result = layer([value.tensor for value in values])
             positive = all(value.positive for value in values)
             return self._quantize(node, _Value(result, values[0].scale, positive))
+        if kind is tf_keras_copy.NearestDoubling2D:
+            value, like = (self.values[name] for name in node.inputs)
+            return replace(value, tensor=layer([value.tensor, like.tensor]))  # on the grid already
         if kind in (_L.GlobalAveragePooling2D, *_SAME_RANGE):
             value = self.values[node.inputs[0]]
+            if kind is _L.AveragePooling2D and layer.padding == "valid":
+                size, strides = layer.pool_size, layer.strides
+                if strides[0] == strides[1]:  # a depthwise convolution has one
+                    layer = _Mean(size, strides[0], name=layer.name)
             moved = (_L.Flatten, _L.Reshape, tf_keras_copy.ChannelPad, tf_keras_copy.ChannelShuffle)
             if np.ndim(value.scale) and kind in (*moved, tf_keras_copy.ChannelSlice):
                 value = self._materialize(node.inputs[0], layer.name)

@@ -81,6 +81,20 @@ class ChannelPad(tf_keras.layers.Layer):
         return {**super().get_config(), "channels": self.channels}
 
 
+class NearestDoubling2D(tf_keras.layers.Layer):
+    """As `kapps.custom_layers.NearestDoubling2D`, of maps of known size."""
+
+    def call(self, maps: list[tf.Tensor]) -> tf.Tensor:
+        x, like = maps
+        _, height, width, channels = x.shape
+        x = tf.concat([x, x], axis=-1)
+        x = tf.concat([x, x], axis=2)
+        x = tf.reshape(x, (-1, 2 * height, 2 * width, channels))
+        if like.shape[1] % 2:
+            x = tf.concat([x[:, :1], x], axis=1)
+        return tf.concat([x[:, :, :1], x], axis=2) if like.shape[2] % 2 else x
+
+
 def _hard_sigmoid(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.relu6(x + 3) / 6
 
@@ -151,6 +165,7 @@ _CLASSES: dict[type, Any] = {
     custom_layers.ChannelPad: ChannelPad,
     custom_layers.ChannelShuffle: ChannelShuffle,
     custom_layers.ChannelSlice: ChannelSlice,
+    custom_layers.NearestDoubling2D: NearestDoubling2D,
 }
 
 # Activations that Keras also has as layers, by the argument values that make them the same thing.
