@@ -139,6 +139,8 @@ def propagate(
         return first.transposed(*_transposed_window(op, axis))
     if isinstance(op, layers.UpSampling2D) and op.interpolation in ("nearest", "bilinear"):
         return first.upsampled(op.size[axis], op.interpolation == "bilinear")
+    if isinstance(op, custom_layers.NearestDoubling2D):  # the other input only tells its size
+        return first.read(lambda i: ((i - side % 2) // 2,), 2, 1)
     window = _window(op, axis, units, side)
     if window is not None:
         return first.window(*window)

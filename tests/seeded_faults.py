@@ -169,6 +169,12 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
             ("test_builders.py -k shuffle", "test_models.py -k 'peers and ShuffleNetV2_x0_5'"),
         ),
         Fault(
+            "odd-gates-repeat-their-last-row",
+            "x = ops.concatenate([x[:, :1], x], axis=1)",
+            "x = ops.concatenate([x, x[:, -1:]], axis=1)",
+            ("test_custom_layers.py -k doubling", "test_models.py -k 'peers and [GhostNetV2]'"),
+        ),
+        Fault(
             "stem-of-shufflenet-grouped",
             "== 0 else groups",
             "== 99 else groups",

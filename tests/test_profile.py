@@ -18,7 +18,7 @@ from programs import run_here
 
 import kapps
 from kapps._profile import profile
-from kapps.custom_layers import MultiQueryAttention
+from kapps.custom_layers import MultiQueryAttention, NearestDoubling2D
 
 SUMMARY = "tools.summary"
 
@@ -310,6 +310,19 @@ def seen_along(model, axis):
     output = keras.ops.convert_to_numpy(model(images, training=False))[..., 0]
     lit = output.max(axis=2 - axis) > 0  # (pixel, unit)
     return [(int(np.flatnonzero(u)[0]), int(np.flatnonzero(u)[-1])) for u in lit.T if u.any()]
+
+
+@pytest.mark.parametrize("kernel", [1, 2])  # which leaves 64 pixels, or 63
+def test_a_doubled_map_sees_what_was_pooled(kernel):
+    image = keras.Input((SIDE, SIDE, 1))
+    x = layers.Conv2D(1, kernel, kernel_initializer="ones")(image)
+    doubled = NearestDoubling2D()([layers.AveragePooling2D(2)(x), x])
+    model = keras.Model(image, layers.Add()([x, doubled]))
+    last = profile(model).layers[-1]
+    assert last.stride == (1, 1)
+    for axis in (0, 1):
+        extents = {high - low + 1 for low, high in seen_along(model, axis)}
+        assert max(extents) == last.receptive_field[axis] == 2 * kernel
 
 
 @pytest.mark.slow

@@ -218,6 +218,8 @@ def test_means_and_enlarged_gates_are_one_piece_of_integers(tmp_path):
     assert Runner(tmp_path / "net.tflite").delegate_pieces == 1
     restored = tuning.restore(tuned, model)
     assert not np.array_equal(restored.get_layer("stem").kernel, model.get_layer("stem").kernel)
+    comparison = compare_layers(restored, tmp_path / "net.tflite", images[:4])
+    assert comparison.parts_at is None, comparison.table()
 
 
 def test_restored_weights_are_those_before_quantization(quantized, net, digits):
