@@ -134,7 +134,7 @@ def ghostnet_v2(alpha: float) -> Architecture:
 
 
 # The dropout is that of the authors' command: https://github.com/huawei-noah/Efficient-AI-Backbones,
-# ghostnetv2_pytorch. 33 pixels leave two of 32 to the last attention, which halves them.
+# ghostnetv2_pytorch. The last attention halves a map of stride 32, which takes 33 pixels.
 @model(dropout_rate=0.2, min_size=33)
 def GhostNetV2(alpha: float = 1.0) -> Architecture:
     """GhostNetV2 of any width: 6,156,908 parameters, 167.0 million MACs at 224 px by default.
