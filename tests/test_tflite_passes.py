@@ -170,9 +170,10 @@ def test_the_delegate_takes_the_file_in_one_piece(net, quantization, digits, tmp
     sizes=st.lists(st.sampled_from([1, 3, 5]), min_size=1, max_size=3),
     stride=st.integers(1, 2),
     identity=st.booleans(),
+    folded=st.booleans(),
     side=st.integers(5, 8),
 )
-def test_branches_become_one_convolution(depthwise, sizes, stride, identity, side):
+def test_branches_become_one_convolution(depthwise, sizes, stride, identity, folded, side):
     """The sum of a sum, as of a block with a shortcut, each branch with its batch norm."""
     image = keras.Input((side, side, 4))
     parts = []
@@ -187,7 +188,10 @@ def test_branches_become_one_convolution(depthwise, sizes, stride, identity, sid
         x = layers.Add(name="add")([x, _layers.bn(image, "identity")])
     x = layers.Dense(3, name="end")(layers.Flatten()(layers.ReLU(name="relu")(x)))
     model = _check_exact(
-        lambda m: merge_branches(fold_batch_norm(m)), _randomized(keras.Model(image, x))
+        (lambda m: merge_branches(fold_batch_norm(m)))
+        if folded
+        else (lambda m: fold_batch_norm(merge_branches(m))),
+        _randomized(keras.Model(image, x)),
     )
     kinds = [type(layer) for layer in model.layers if layer.weights]
     assert kinds == [layers.DepthwiseConv2D if depthwise else layers.Conv2D, layers.Dense]

@@ -10,8 +10,9 @@ from keras import layers
 from tflite_net import gated_net, phone_nets, small_net
 
 import kapps
-from kapps import InputError, _layers, custom_layers
-from kapps.tflite import Runner
+from kapps import InputError, _layers, custom_layers, mobilenet_v4, mobileone
+from kapps._network import Net, Regularization
+from kapps.tflite import Runner, file_facts
 from kapps.tflite.comparison import LIMITS, compare_layers
 from kapps.tflite.interpreter import operations
 from kapps.tflite.tuning.tf_keras_copy import copy_weights, prepared, rebuild
@@ -33,6 +34,8 @@ def shake(model):
             gamma, beta, mean, variance = layer.get_weights()
             gamma, beta = rng.uniform(0.5, 1.5, gamma.shape), rng.normal(0, 0.3, beta.shape)
             layer.set_weights([gamma, beta, mean, variance])
+        if isinstance(layer, custom_layers.LayerScale):  # else too small to be missed
+            layer.set_weights([rng.normal(0, 0.3, layer.gamma.shape)])
     return model
 
 
@@ -56,6 +59,25 @@ def mixed_net(means=(0.4, 0.5, 0.6)):
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(12, activation="relu", name="hidden")(x)
     return shake(keras.Model(image, _layers.dense(x, 10, "head", "softmax"), name="mixed_net"))
+
+
+def hybrid_net():
+    """Blocks of MobileOne, with branches, and of MobileNetV4's hybrids, with attention."""
+    net = Net(Regularization(drop_path_rate=0.1), 10, "softmax")
+    x = image = keras.Input((16, 16, 3))
+    x = custom_layers.ImageNormalization(0.4, 0.3, name="normalization")(x)
+    x = mobileone._block(x, net, "stem", kernel=3, stride=2, filters=8)
+    x = mobileone._block(x, net, "dw", kernel=3, branches=2)
+    x = mobileone._block(x, net, "pw", kernel=1, filters=8, branches=2)
+    x = mobilenet_v4._bottleneck(
+        x, net, "ib", row=(3, 0, 2), stride=1, filters=8, activation="gelu", scaled=True
+    )
+    x = mobilenet_v4._attention(x, net, "attention", heads=(2, 4, 2))
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    model = shake(keras.Model(image, net.classifier(x, "head"), name="hybrid_net"))
+    head = model.layers[-1]  # sums of random branches are large
+    head.set_weights([0.1 * weight for weight in head.get_weights()])
+    return model
 
 
 def random_images(count, size=16):
@@ -98,17 +120,17 @@ def kernels_of(model):
     return {layer.name: layer.get_weights()[0] for layer in tuning._prunable(model)}
 
 
-def assert_does_as(content, tuned, images, drift=0.03):
+def assert_does_as(content, tuned, images, drift=0.03, in_float=False):
     """The file computes in integers, and gives what the model gives that emulates it."""
     file = File(content)
-    assert not file.float_tensors()
+    assert in_float or not file.float_tensors()
     assert file.image["dtype"] == np.uint8 and file.image["quantization"] == (1.0, 0)
     expected, actual = tuned(images.astype("float32")).numpy(), file.predict(images)
     moved = np.abs(expected - actual).sum(axis=1).mean() / 2
     assert moved < drift, moved
 
 
-@pytest.mark.parametrize("net", [small_net, mixed_net, gated_net])
+@pytest.mark.parametrize("net", [small_net, mixed_net, gated_net, hybrid_net])
 def test_the_copy_in_tf_keras_is_exact(net):
     model = shake(net())
     images = random_images(8).astype("float32")
@@ -182,7 +204,7 @@ def mixed():
     return model, steps(tuning.quantize_aware(model), random_images(96), count=3)
 
 
-@pytest.mark.parametrize("net", [small_net, mixed_net, gated_net])
+@pytest.mark.parametrize("net", [small_net, mixed_net, gated_net, hybrid_net])
 def test_before_training_it_computes_as_the_model(net):
     model = shake(net())
     images = random_images(8)
@@ -220,6 +242,52 @@ def test_means_and_enlarged_gates_are_one_piece_of_integers(tmp_path):
     assert not np.array_equal(restored.get_layer("stem").kernel, model.get_layer("stem").kernel)
     comparison = compare_layers(restored, tmp_path / "net.tflite", images[:4])
     assert comparison.parts_at is None, comparison.table()
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    """The network of branches and attention, and the same after some steps with int8 emulated."""
+    model = hybrid_net()
+    return model, steps(tuning.quantize_aware(model), random_images(64), count=2, rate=0.01)
+
+
+def test_attention_and_gelu_stay_in_float(hybrid, tmp_path):
+    _, tuned = hybrid
+    content = tuning.tflite_bytes(tuned)
+    assert_does_as(content, tuned, random_images(32), in_float=True)
+    graph = file_facts.read_graph(content)
+    kept = [op.name for op in file_facts.float_operations(graph)]
+    assert sorted(kept) == ["BATCH_MATMUL", "BATCH_MATMUL", "GELU", "SOFTMAX"]
+    assert [op.name for op in file_facts.better_in_float(graph)] == kept
+    assert file_facts.variant(graph) == "int8-qat"
+    kinds = [op.name for op in graph.operations]  # three blocks of branches are three convolutions
+    assert "MUL" not in kinds and kinds.count("ADD") == 2
+    path = tmp_path / "tuned.tflite"
+    path.write_bytes(content)
+    assert Runner(path).delegate_pieces == 1
+
+
+def test_branches_are_restored_as_one(hybrid):
+    model, tuned = hybrid
+    restored, values = tuning.restore(tuned, model), weights_of(tuned)
+    images = random_images(32).astype("float32")
+    drift = np.abs(restored(images).numpy() - tuned(images).numpy()).sum(axis=1).mean() / 2
+    assert drift < 0.05
+    before, again = prepared(model), prepared(restored)
+    for name in ("stem_conv_kxk_0_conv", "dw_conv_kxk_0_conv", "pw_conv_kxk_0_conv"):
+        kernel, bias = values[name]
+        assert not np.allclose(before.get_layer(name).kernel, kernel, atol=1e-4)
+        for weight, own in zip(again.get_layer(name).get_weights(), (kernel, bias), strict=True):
+            np.testing.assert_allclose(weight, own, rtol=1e-6, atol=1e-7)
+    for name in ("attention_layer_scale", "attention_norm", "attention_attn_query_proj"):
+        for weight, own in zip(restored.get_layer(name).get_weights(), values[name], strict=True):
+            np.testing.assert_array_equal(weight, own)
+    kernel, bias = values["pw_conv_kxk_0_conv"]
+    kernel[..., :4, :] = 0  # as pruning leaves it
+    pruned = prepared(copy_weights({"pw_conv_kxk_0_conv": [kernel, bias]}, model)).get_layer(
+        "pw_conv_kxk_0_conv"
+    )
+    np.testing.assert_array_equal(np.asarray(pruned.kernel) == 0, kernel == 0)
 
 
 def test_restored_weights_are_those_before_quantization(quantized, net, digits):
@@ -380,11 +448,15 @@ def _with(layer):
     [
         (lambda x: x + 1.0, r"operation 'add\w*' \(Add\) cannot be tuned: build the model"),
         (layers.UpSampling2D(name="up"), r"layer 'up' \(UpSampling2D\) cannot be tuned"),
-        (layers.Activation("gelu", name="act"), "'act': activation 'gelu' cannot be tuned"),
+        (layers.Activation("selu", name="act"), "'act': activation 'selu' cannot be tuned"),
         (layers.ReLU(max_value=1.0, name="act"), "'act': of ReLU only"),
         (
-            lambda x: layers.BatchNormalization(name="alone")(layers.MaxPooling2D()(x)),
-            "'alone': a batch normalization that does not directly follow",
+            lambda x: layers.BatchNormalization(name="alone")(layers.Flatten()(x)),
+            "'alone': a batch normalization of vectors that does not directly follow",
+        ),
+        (
+            lambda x: custom_layers.LayerScale(name="scale")(layers.MaxPooling2D()(x)),
+            "'scale': a LayerScale that does not directly follow",
         ),
         (layers.Activation("tanh", name="act"), "'act': activation 'tanh' has no int8 form"),
     ],

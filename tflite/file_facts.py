@@ -120,7 +120,8 @@ def quantization(graph: Graph[Operation]) -> str:
     weights of 16 bits. Otherwise "float32".
     """
     computed = [op for op in graph.operations if op.name not in _CONVERSIONS]
-    weighted = [op for op in computed if op.name in WEIGHTED]
+    products = {id(op) for op in _products(graph)}  # which carry no weights
+    weighted = [op for op in computed if op.name in WEIGHTED and id(op) not in products]
     types = collections.Counter(
         graph.tensors[op.outputs[0]].dtype
         for op in weighted or computed
@@ -180,11 +181,7 @@ def better_in_float(graph: Graph[_Op]) -> list[_Op]:
     They are GELU, the matrix product of two tensors that are computed, and the softmax that goes
     into one: attention. Each would cut the graph in LiteRT 2.3.0.
     """
-    products = [
-        op
-        for op in graph.operations
-        if op.name == "BATCH_MATMUL" and not any(graph.tensors[t].constant for t in op.inputs)
-    ]
+    products = _products(graph)
     multiplied = {tensor for op in products for tensor in op.inputs}
     return [
         op
@@ -192,6 +189,15 @@ def better_in_float(graph: Graph[_Op]) -> list[_Op]:
         if op.name == "GELU"
         or (op.name == "SOFTMAX" and op.outputs[0] in multiplied)
         or any(op is product for product in products)
+    ]
+
+
+def _products(graph: Graph[_Op]) -> list[_Op]:
+    """The matrix products of two tensors that are computed."""
+    return [
+        op
+        for op in graph.operations
+        if op.name == "BATCH_MATMUL" and not any(graph.tensors[t].constant for t in op.inputs)
     ]
 
 

@@ -17,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kapps._errors import InputError
 from kapps.tflite.inspection.versions import oldest_runtime
-from kapps.tflite.large.filling import note_runtime, packed
+from kapps.tflite.large.filling import note_runtime, packed, unpacked
 from kapps.tflite.quantizations import FOUR_BITS
 from kapps.tflite.refinement import JUDGED, STEPS, Judge, some
 from kapps.tflite.refinement.bias import correct_biases
@@ -59,7 +59,7 @@ def quantized(
 
     with quiet():
         made = quantizer.quantize(enable_progress_bar=False, enable_progress_report=False)
-    model = _in_one(bytes(made.quantized_model))
+    model = unpacked(bytes(made.quantized_model))
     note_runtime(model, _OLDEST[quantization])
     plain = bytes(packed(model))
     if images is None:
@@ -104,16 +104,6 @@ def _recipe(quantization: str) -> list[dict[str, Any]]:
             granularity=qtyping.QuantGranularity.BLOCKWISE_32,
         )
     return list(recipe.get_quantization_recipe())
-
-
-def _in_one(content: bytes) -> Any:
-    """The file as an object of the schema's, without buffers that lie behind the flatbuffer."""
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
-    for buffer in model.buffers:
-        if buffer.data is None and buffer.offset > 1:
-            buffer.data = np.frombuffer(content, "uint8", count=buffer.size, offset=buffer.offset)
-            buffer.offset = buffer.size = 0
-    return model
 
 
 def _correct(model: Any, content: bytes, images: np.ndarray) -> None:

@@ -66,6 +66,16 @@ def packed(model: Any) -> bytearray:
     return content
 
 
+def unpacked(content: bytes) -> Any:
+    """The file as an object of the schema's, without buffers that lie behind the flatbuffer."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        if buffer.data is None and buffer.offset > 1:
+            buffer.data = np.frombuffer(content, "uint8", count=buffer.size, offset=buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
+
+
 def read(content: bytes, stand_ins: Sequence[StandIn]) -> tuple[Any, dict[int, Weights]]:
     """The file as an object in which tensors have their real shapes, and what buffers have to hold.
 

@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 from keras import KerasTensor, layers
 
-from kapps.tflite.passes.folding import is_linear
+from kapps.tflite.passes.folding import affine_of, is_linear, own_batch_norm
 from kapps.tflite.passes.graph import Call, Graph, edited, identity, replace, values_of
 
 
-def merge_branches(model: keras.Model) -> keras.Model:
+@dataclass(frozen=True)
+class BranchSum:
+    """A sum of branches, each a convolution or a batch norm alone, of one and the same map.
+
+    Attributes:
+        total: the layer that gives it; a summand may be a sum itself.
+        branches: the convolutions, which may have a batch norm behind them, and batch norms.
+        main: the convolution that remains when they are merged.
+    """
+
+    total: Any
+    branches: tuple[Any, ...]
+    main: Any
+
+
+def merge_branches(
+    model: keras.Model, keep: Callable[[Graph, BranchSum], bool] = lambda graph, found: False
+) -> keras.Model:
     """With one convolution in the place of a sum of convolutions of the same map.
 
     MobileOne is trained so, and meant to run so (Vasu et al. 2023, section 3.2; the idea is that of
     Ding et al. 2021, "RepVGG"). The branches may be of several sizes, if their windows have the
-    same centres, and one may be a batch norm alone; those behind the convolutions are folded
-    before. What remains has the name of the first branch of the largest size. Exact but for the
-    rounding of float32: kernels are added in float64.
+    same centres, and one may be a batch norm alone; those behind the convolutions go into these.
+    What remains has the name of the first branch of the largest size. Exact but for the rounding of
+    float32: kernels are added in float64.
+
+    Args:
+        model: the model.
+        keep: says which sums stay as they are.
     """
-    return replace(model, _merge_branches)
+
+    def plan(graph: Graph) -> Mapping[keras.Operation, Call]:
+        replaced: dict[keras.Operation, Call] = {}
+        for each in branch_sums(graph):
+            if keep(graph, each):
+                continue
+            for layer in each.branches:
+                for gone in (layer, own_batch_norm(graph, layer)):
+                    if gone is not None:
+                        replaced[gone] = identity
+            replaced[each.main] = edited(graph, each.main, _merged(graph, each), use_bias=True)
+            _leave_out_sums(graph, each.total, each.main, replaced)
+        return replaced
+
+    return replace(model, plan)
 
 
-def _merge_branches(graph: Graph) -> Mapping[keras.Operation, Call]:
-    replaced: dict[keras.Operation, Call] = {}
+def branch_sums(graph: Graph) -> list[BranchSum]:
+    """The sums that can be merged."""
+    found: list[BranchSum] = []
+    inner: set[keras.Operation] = set()
     for total in reversed(graph.layers):  # the sum before its summands, which may be sums
-        if type(total) is not layers.Add or total in replaced or not graph.once(total):
+        if type(total) is not layers.Add or total in inner or not graph.once(total):
             continue
         branches = _branches(graph, total)
         kernels = [x for x in branches if type(x) is not layers.BatchNormalization]
@@ -37,10 +75,18 @@ def _merge_branches(graph: Graph) -> Mapping[keras.Operation, Call]:
         main = max(kernels, key=lambda layer: getattr(layer, "kernel_size", ()))
         maps = {id(_source(graph, layer)) for layer in branches}
         if len(maps) == 1 and all(_fits(graph, layer, main) for layer in branches):
-            replaced[main] = edited(graph, main, _merged(graph, branches, main), use_bias=True)
-            replaced.update({layer: identity for layer in branches if layer is not main})
-            _leave_out_sums(graph, total, main, replaced)
-    return replaced
+            found.append(BranchSum(total, tuple(branches), main))
+            inner.update(_sums_in(graph, total))
+    return found
+
+
+def _sums_in(graph: Graph, total: keras.Operation) -> Iterator[keras.Operation]:
+    """The sums that a sum is of, and those that these are of."""
+    for tensor in graph.inputs(total):
+        source = tensor._keras_history.operation
+        if type(source) is layers.Add:
+            yield source
+            yield from _sums_in(graph, source)
 
 
 def _branches(graph: Graph, total: keras.Operation) -> list[Any]:
@@ -55,7 +101,10 @@ def _branches(graph: Graph, total: keras.Operation) -> list[Any]:
             if not inner:
                 return []
             found += inner
-        elif type(source) is layers.BatchNormalization or is_linear(graph, source):
+        elif type(source) is layers.BatchNormalization:
+            before = graph.before(source)
+            found.append(before if own_batch_norm(graph, before) is source else source)
+        elif is_linear(graph, source):
             found.append(source)
         else:
             return []
@@ -103,27 +152,29 @@ def _sides(layer: Any, main: Any) -> list[tuple[int, int]]:
     return list(zip(layer.kernel_size, main.kernel_size, strict=True))
 
 
-def _merged(graph: Graph, branches: Sequence[Any], main: Any) -> list[np.ndarray]:
+def _merged(graph: Graph, found: BranchSum) -> list[np.ndarray]:
     """Kernel and bias of the sum."""
+    main = found.main
+    depthwise = type(main) is layers.DepthwiseConv2D
     kernel = np.zeros(main.kernel.shape)
     bias = np.zeros(graph.output(main).shape[-1])
-    for layer in branches:
+    for layer in found.branches:
         if type(layer) is layers.BatchNormalization:
-            values = [np.asarray(value, "float64") for value in layer.get_weights()]
-            gamma = values.pop(0) if layer.scale else np.ones_like(bias)
-            beta = values.pop(0) if layer.center else np.zeros_like(bias)
-            mean, variance = values
-            factors = gamma / np.sqrt(variance + layer.epsilon)
-            bias += beta - mean * factors
-            depthwise = type(main) is layers.DepthwiseConv2D
+            factors, offset = affine_of(layer)
             middle = tuple(size // 2 for size in main.kernel_size)
             kernel[middle] += factors[:, None] if depthwise else np.diag(factors)
-        else:
-            rows, columns = (
-                slice((most - size) // 2, (most + size) // 2) for size, most in _sides(layer, main)
-            )
-            kernel[rows, columns] += values_of(layer.kernel)[...]
-            bias += np.asarray(layer.bias.numpy()) if layer.use_bias else 0
+            bias += offset
+            continue
+        norm = own_batch_norm(graph, layer)
+        factors, offset = np.ones_like(bias), np.zeros_like(bias)
+        if norm is not None:
+            factors, offset = affine_of(norm)
+        rows, columns = (
+            slice((most - size) // 2, (most + size) // 2) for size, most in _sides(layer, main)
+        )
+        by_filter = np.reshape(factors, (-1, 1)) if depthwise else factors
+        kernel[rows, columns] += values_of(layer.kernel)[...] * by_filter
+        bias += offset + (np.asarray(layer.bias.numpy()) * factors if layer.use_bias else 0)
     return [kernel.astype("float32"), bias.astype("float32")]
 
 
@@ -135,7 +186,9 @@ def _leave_out_sums(
     for i, tensor in enumerate(graph.inputs(total)):
         source = tensor._keras_history.operation
         is_sum = type(source) is layers.Add
-        if source is main or (is_sum and _leave_out_sums(graph, source, main, replaced)):
+        if source in (main, own_batch_norm(graph, main)) or (
+            is_sum and _leave_out_sums(graph, source, main, replaced)
+        ):
             chosen = i
     replaced[total] = lambda tensors: tensors[chosen or 0]
     return chosen is not None

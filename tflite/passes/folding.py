@@ -157,23 +157,36 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 def _fold_batch_norm(graph: Graph) -> Mapping[keras.Operation, Call]:
     replaced: dict[keras.Operation, Call] = {}
     for layer in graph.layers:
-        norm = graph.only_after(layer)
-        if type(norm) is not layers.BatchNormalization or not is_linear(graph, layer):
+        norm = own_batch_norm(graph, layer)
+        if norm is None:
             continue
-        if not _is_plain(layer) or norm.axis not in (-1, len(graph.output(layer).shape) - 1):
-            continue
-        bias = _bias(graph, layer)
-        values = [np.asarray(value, "float64") for value in norm.get_weights()]
-        gamma = values.pop(0) if norm.scale else np.ones_like(bias)
-        beta = values.pop(0) if norm.center else np.zeros_like(bias)
-        mean, variance = values
-        scale = gamma / np.sqrt(variance + norm.epsilon)
+        scale, offset = affine_of(norm)
         factors = scale
         if type(layer) is layers.DepthwiseConv2D:  # its outputs are of input, then multiplier
             factors = scale.reshape(layer.kernel.shape[2:])
-        replaced[layer] = _scaled(graph, layer, factors, (bias - mean) * scale + beta)
+        replaced[layer] = _scaled(graph, layer, factors, _bias(graph, layer) * scale + offset)
         replaced[norm] = identity
     return replaced
+
+
+def own_batch_norm(graph: Graph, layer: Any) -> Any:
+    """The batch normalization that can go into a layer's weights; None if there is none."""
+    norm: Any = graph.only_after(layer)
+    if type(norm) is not layers.BatchNormalization or not is_linear(graph, layer):
+        return None
+    if not _is_plain(layer) or norm.axis not in (-1, len(graph.output(layer).shape) - 1):
+        return None
+    return norm
+
+
+def affine_of(norm: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What a batch normalization multiplies each channel by, and what it adds; in float64."""
+    values = [np.asarray(value, "float64") for value in norm.get_weights()]
+    gamma = values.pop(0) if norm.scale else np.ones_like(values[-1])
+    beta = values.pop(0) if norm.center else np.zeros_like(values[-1])
+    mean, variance = values
+    scale = gamma / np.sqrt(variance + norm.epsilon)
+    return scale, beta - mean * scale
 
 
 def fuse_activations(model: keras.Model) -> keras.Model:

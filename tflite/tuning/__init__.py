@@ -31,6 +31,7 @@ from kapps.tflite.classifier import check_graph
 from kapps.tflite.converter import converted, converter_of
 from kapps.tflite.passes.graph import leaves
 from kapps.tflite.tuning import quantized_graph, tf_keras_copy
+from kapps.tflite.tuning.in_float import in_float
 
 IO = Literal["uint8", "int8", "float32"]
 
@@ -158,8 +159,7 @@ def restored(tuned: tf_keras.Model) -> keras.Model | None:
 
 def sparsity(model: keras.Model | tf_keras.Model) -> float:
     """The share of zeros, 0 to 1, in the kernels that `prune` would prune."""
-    if isinstance(model, tf_keras.Model):
-        model = strip(model)
+    model = strip(model) if isinstance(model, tf_keras.Model) else tf_keras_copy.prepared(model)
     kernels = [np.asarray(layer.get_weights()[0]) for layer in _prunable(model)]
     return sum(int((k == 0).sum()) for k in kernels) / max(sum(k.size for k in kernels), 1)
 
@@ -198,7 +198,7 @@ def tflite_bytes(tuned: tf_keras.Model, io: IO = "uint8") -> bytes:
     with converter_of(tuned, tuned.variables) as (converter, _):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io)
-        return converted(converter)
+        return in_float(converted(converter))
 
 
 def _float(model: keras.Model | tf_keras.Model) -> tf_keras.Model:

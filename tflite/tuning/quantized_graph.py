@@ -281,6 +281,22 @@ class _Affine(tf_keras.layers.Layer):
         return x if np.all(self.scale == 1) else x * self.scale
 
 
+class _Pass(tf_keras.layers.Layer):
+    """A depthwise convolution of one pixel that gives what comes in, times `scale`.
+
+    What a batch norm is folded into where it has no layer with a kernel before it: by channel, the
+    integers of its factors are exact, and its bias has 32 bits.
+    """
+
+    def __init__(self, scale: np.ndarray | float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.scale = scale
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        kernel = np.broadcast_to(np.asarray(self.scale, "float32"), (1, 1, x.shape[-1]))
+        return tf.nn.depthwise_conv2d(x, kernel[..., None], (1, 1, 1, 1), "VALID")
+
+
 @dataclass(frozen=True)
 class _Value:
     """A tensor that stands for `scale` times what it holds: the next kernel takes the scale up."""
@@ -340,7 +356,7 @@ def weights_of(model: tf_keras.Model) -> dict[str, list[np.ndarray]]:
             variable, quantizer, _ = layer._weight_vars[0]
             bias = [layer.layer.bias.numpy()] if layer.layer.use_bias else []
             values[layer.layer.name] = [quantizer.projection(variable).numpy(), *bias]
-        elif isinstance(layer, _L.BatchNormalization):
+        elif isinstance(layer, (_L.BatchNormalization, tf_keras_copy.LayerScale)):
             values[layer.name] = layer.get_weights()
     return values
 
@@ -382,6 +398,10 @@ class _Builder:
             return self._activation(node)
         if kind is _L.BatchNormalization:
             return self._batch_norm(node)
+        if kind is tf_keras_copy.LayerScale:
+            return self._layer_scale(node)
+        if kind is tf_keras_copy.MultiQueryAttention:
+            return self._attention(node)
         if kind is _L.Multiply:
             values = [self.values[name] for name in node.inputs]
             scale = np.prod([np.asarray(v.scale, "float32") for v in values], axis=0)
@@ -441,14 +461,44 @@ class _Builder:
         return _Value(x, 1 / std)
 
     def _batch_norm(self, node: Node) -> _Value:
-        before = self._producer(node.inputs[0])
-        if type(before.layer) not in KERNELS or len(self.consumers[node.inputs[0]]) > 1:
+        layer, source = node.layer, node.inputs[0]
+        value = self.values[source]
+        if type(self._producer(source).layer) in KERNELS and len(self.consumers[source]) == 1:
+            return self._quantize(node, _Value(layer(value.tensor)))
+        if len(value.tensor.shape) != 4 or layer.axis != [3]:
             raise InputError(
-                f"layer {node.layer.name!r}: a batch normalization that does not directly follow a "
-                "convolution or dense layer of its own has no int8 form for training; use int8 "
-                "with calibration"
+                f"layer {layer.name!r}: a batch normalization of vectors that does not directly "
+                "follow a convolution or dense layer of its own has no int8 form for training; use "
+                "int8 with calibration"
             )
-        return self._quantize(node, _Value(node.layer(self.values[node.inputs[0]].tensor)))
+        x = _Pass(value.scale, name=f"{layer.name}_pass")(value.tensor)
+        return self._quantize(node, _Value(layer(x)))
+
+    def _layer_scale(self, node: Node) -> _Value:
+        """Folded, as a batch norm, into the kernel before."""
+        layer, source = node.layer, node.inputs[0]
+        if not self._is_weighted(self._producer(source)) or len(self.consumers[source]) > 1:
+            raise InputError(
+                f"layer {layer.name!r}: a LayerScale that does not directly follow a convolution, "
+                "dense layer or batch normalization of its own has no int8 form for training; use "
+                "int8 with calibration"
+            )
+        return self._quantize(node, _Value(layer(self.values[source].tensor)))
+
+    def _attention(self, node: Node) -> _Value:
+        """In floats between integers: see `file_facts.better_in_float`.
+
+        The factor of the queries goes into the kernel before, if there is one.
+        """
+        layer = node.layer
+        queries, *others = (self._materialize(name, layer.name) for name in node.inputs)
+        channels = others[0].tensor.shape[-1]
+        # By channel, as else the converter does not fold it.
+        factor = np.full(queries.tensor.shape[-1], channels**-0.5, "float32")
+        x = _Affine(scale=factor, name=f"{layer.name}_queries")(queries.tensor)
+        x = QuantizeLayer(_Moving(), name=f"quantize_{layer.name}_queries")(x)
+        attention = tf_keras_copy.MultiQueryAttention(layer.heads, scaled=True, name=layer.name)
+        return self._quantize(node, _Value(attention([x, *(value.tensor for value in others)])))
 
     def _activation(self, node: Node) -> _Value:
         layer, source = node.layer, node.inputs[0]
@@ -461,6 +511,8 @@ class _Builder:
         x = value.tensor
         if kind == "relu6":
             return self._quantize(node, _Value(layer(x), positive=True))
+        if kind == "gelu":  # in floats between integers, as `_attention`
+            return self._quantize(node, _Value(layer(x)))
         if kind == "hard_sigmoid":  # 3 goes into a bias, and 1/6 into the next kernel
             x = _Affine(3.0, act="relu6", name=name)(x)
             return self._quantize(node, _Value(x, 1 / 6, positive=True))
@@ -508,15 +560,23 @@ class _Builder:
         followers = self.consumers[node.output]
         if len(followers) != 1 or node.output == self.output:
             return False
-        layer = followers[0].layer
+        following = followers[0]
+        layer = following.layer
         if isinstance(layer, _L.BatchNormalization):
             return type(node.layer) in KERNELS
+        if isinstance(layer, tf_keras_copy.LayerScale):
+            return self._is_weighted(node)
+        if isinstance(layer, tf_keras_copy.MultiQueryAttention):
+            return self._is_weighted(node) and following.inputs[0] == node.output
         if not isinstance(layer, tf_keras_copy.Activation):
             return False
-        weighted = type(node.layer) in (*KERNELS, _L.BatchNormalization)
         if layer.kind == "relu":
-            return weighted or isinstance(node.layer, _L.Add)
-        return weighted and layer.kind in ("relu6", "hard_sigmoid")
+            return self._is_weighted(node) or isinstance(node.layer, _L.Add)
+        return self._is_weighted(node) and layer.kind in ("relu6", "hard_sigmoid")
+
+    def _is_weighted(self, node: Node) -> bool:
+        """Whether it is a layer with a kernel, or what is folded into one."""
+        return type(node.layer) in (*KERNELS, _L.BatchNormalization, tf_keras_copy.LayerScale)
 
 
 def _plain(scale: Any) -> np.ndarray | float:

@@ -22,6 +22,7 @@ from kapps.tflite.passes import remove_training_layers
 from kapps.tflite.passes.graph import flattened, leaves
 from kapps.tflite.passes.graph import rebuild as copied
 from kapps.tflite.passes.shuffle import as_before_removal, remove_channel_shuffle
+from kapps.tflite.tuning.branches import merged, split
 
 
 class ImageNormalization(tf_keras.layers.Layer):
@@ -95,12 +96,56 @@ class NearestDoubling2D(tf_keras.layers.Layer):
         return tf.concat([x[:, :, :1], x], axis=2) if like.shape[2] % 2 else x
 
 
+class LayerScale(tf_keras.layers.Layer):
+    """As `kapps.custom_layers.LayerScale`."""
+
+    def __init__(self, start: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.start = start
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        start = tf_keras.initializers.Constant(self.start)
+        self.gamma = self.add_weight("gamma", (input_shape[-1],), initializer=start)
+        super().build(input_shape)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return x * self.gamma
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "start": self.start}
+
+
+class MultiQueryAttention(tf_keras.layers.Layer):
+    """As `kapps.custom_layers.MultiQueryAttention`; the queries may come scaled already."""
+
+    def __init__(self, heads: int, scaled: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.heads, self.scaled = heads, scaled
+
+    def call(self, maps: list[tf.Tensor]) -> tf.Tensor:
+        queries, keys, values = maps
+        _, height, width, _ = queries.shape
+        _, rows, columns, channels = keys.shape
+        depth = values.shape[-1]
+        if not self.scaled:
+            queries = queries * channels**-0.5
+        queries = tf.reshape(queries, (-1, height * width * self.heads, channels))
+        keys = tf.reshape(keys, (-1, rows * columns, channels))
+        values = tf.reshape(values, (-1, rows * columns, depth))
+        fit = tf.nn.softmax(tf.matmul(queries, keys, transpose_b=True))
+        return tf.reshape(tf.matmul(fit, values), (-1, height, width, self.heads * depth))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "heads": self.heads, "scaled": self.scaled}
+
+
 def _hard_sigmoid(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.relu6(x + 3) / 6
 
 
 # Keras 3's own formulas; tf_keras knows two of these names by other ones.
 ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "gelu": lambda x: tf.nn.gelu(x, approximate=False),
     "hard_sigmoid": _hard_sigmoid,
     "hard_silu": lambda x: x * _hard_sigmoid(x),
     "relu": tf.nn.relu,
@@ -165,6 +210,8 @@ _CLASSES: dict[type, Any] = {
     custom_layers.ChannelPad: ChannelPad,
     custom_layers.ChannelShuffle: ChannelShuffle,
     custom_layers.ChannelSlice: ChannelSlice,
+    custom_layers.LayerScale: LayerScale,
+    custom_layers.MultiQueryAttention: MultiQueryAttention,
     custom_layers.NearestDoubling2D: NearestDoubling2D,
 }
 
@@ -176,14 +223,18 @@ _ACTIVATION_LAYERS: dict[type, tuple[str, dict[str, Any]]] = {
 
 def prepared(model: keras.Model) -> keras.Model:
     """The Keras 3 model that `rebuild` copies layer by layer: nothing is nested in it."""
-    return remove_channel_shuffle(remove_training_layers(flattened(model)))
+    return remove_channel_shuffle(merged(_inference(model)))
+
+
+def _inference(model: keras.Model) -> keras.Model:
+    return remove_training_layers(flattened(model))
 
 
 def rebuild(model: keras.Model) -> tf_keras.Model:
     """The model in tf_keras, with its weights, and without the layers that act in training only.
 
-    Channels are in the order of `remove_channel_shuffle`, as in a file to come; `copy_weights`
-    knows.
+    Branches are merged where `branches.merged` can, and channels are in the order of
+    `remove_channel_shuffle`, as in a file to come; `copy_weights` knows.
 
     Fused activations become layers of their own, named `<layer>_activation`.
 
@@ -314,17 +365,17 @@ def copy_weights(values: dict[str, list[np.ndarray]], model: keras.Model) -> ker
         for attribute, value in vars(old).items():  # what kapps.save_weights names weights by
             if attribute.startswith("checkpoint_") and not hasattr(new, attribute):
                 setattr(new, attribute, value)
-    known = leaves(copy)
+    inference = _inference(model)
+    trained = merged(inference)
     for name, weights in values.items():
-        layer = known.get(name)
+        layer = next((layer for layer in trained.layers if layer.name == name), None)
         if layer is None or [w.shape for w in weights] != [tuple(w.shape) for w in layer.weights]:
             raise InputError(
                 f"the weights of layer {name!r} do not fit model {model.name!r}: pass the model "
                 "that the tuned one was made of"
             )
-    for name, weights in as_before_removal(
-        remove_training_layers(flattened(model)), values
-    ).items():
+    known = leaves(copy)
+    for name, weights in split(inference, as_before_removal(trained, values)).items():
         known[name].set_weights(weights)
     return copy
 
