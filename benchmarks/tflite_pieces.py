@@ -33,7 +33,7 @@ SIDE = 64  # pixels
 _EXPLANATION = """Random weights, {side} px. 1 piece is best: each further one costs a way to the
 plain kernels and back. In float: the operations of the int8 file that are not computed in integers,
 since the delegate has no integer form of them. Trained for int8: `quantize_aware`, three steps, and
-the file of it, which has no float tensor where it says integers.
+the file of it: integers where no tensor is of floats, or else what is in float.
 """
 
 
@@ -72,10 +72,14 @@ def _cells(model: keras.Model, folder: Path) -> list[str]:
         path = folder / f"{quantization}.tflite"
         convert(model, path, quantization=quantization, calibration=_pixels())  # type: ignore[arg-type]
         cells.append(str(Runner(path).delegate_pieces))
+    cells.append(_in_float(path) or "none")
+    return [*cells, _trained(model, folder / "tuned.tflite")]
+
+
+def _in_float(path: Path) -> str:
     kept = file_facts.float_operations(file_facts.read_graph(path.read_bytes()))
     counted = Counter(operation.name for operation in kept)
-    cells.append(", ".join(f"{n} {name}" for name, n in sorted(counted.items())) or "none")
-    return [*cells, _trained(model, folder / "tuned.tflite")]
+    return ", ".join(f"{n} {name}" for name, n in sorted(counted.items()))
 
 
 def _trained(model: keras.Model, path: Path) -> str:
@@ -87,9 +91,8 @@ def _trained(model: keras.Model, path: Path) -> str:
     for _ in range(3):
         tuned(_pixels().astype("float32"), training=True)
     path.write_bytes(tuning.tflite_bytes(tuned))
-    graph = file_facts.read_graph(path.read_bytes())
-    has_floats = any(tensor.dtype == "FLOAT32" for tensor in graph.tensors)
-    return f"{Runner(path).delegate_pieces}, {'with floats' if has_floats else 'integers'}"
+    kept = _in_float(path)
+    return f"{Runner(path).delegate_pieces}, {f'in float {kept}' if kept else 'integers'}"
 
 
 def _pixels() -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Layer names are those of timm's `mobileone_*`, to whose logits the networks are equal. They are
 those that are trained, of several branches a block; `kapps.tflite` puts these together into one
-convolution (`merge_branches`).
+convolution (`merge_branches`), to write a file and to tune it.
 """
 
 from __future__ import annotations

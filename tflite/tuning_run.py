@@ -117,7 +117,8 @@ def tune(config: TuneConfig, *, progress: bool = True) -> TuneResult:
     of the recipe, by default the one that the run was trained by; there is no warm-up, and no end
     before the last epoch. Layers that act in training only, such as dropout, are left out. Batch
     norm stays as it is where transfer learning has frozen its statistics: what the later layers
-    have learned of them is lost with those of the batches.
+    have learned of them is lost with those of the batches. Branches that a file has merged are so
+    here, see `kapps.tflite.restore` on what that leaves of them.
 
     Args:
         config: the run.

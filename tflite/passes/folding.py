@@ -171,12 +171,10 @@ def _fold_batch_norm(graph: Graph) -> Mapping[keras.Operation, Call]:
 
 def own_batch_norm(graph: Graph, layer: Any) -> Any:
     """The batch normalization that can go into a layer's weights; None if there is none."""
-    norm: Any = graph.only_after(layer)
-    if type(norm) is not layers.BatchNormalization or not is_linear(graph, layer):
+    norm: Any = graph.only_after(layer) if is_linear(graph, layer) else None
+    if type(norm) is not layers.BatchNormalization or not _is_plain(layer):
         return None
-    if not _is_plain(layer) or norm.axis not in (-1, len(graph.output(layer).shape) - 1):
-        return None
-    return norm
+    return norm if norm.axis in (-1, len(graph.output(layer).shape) - 1) else None
 
 
 def affine_of(norm: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -42,7 +42,8 @@ def quantize_aware(model: keras.Model | tf_keras.Model) -> tf_keras.Model:
     Kernels are quantized by output channel, feature maps by moving ranges that start with the
     first training batch; until then only what has a fixed range is quantized: the image, gates and
     probabilities. Input normalization is part of it. Weights that pruning or clustering left zero
-    or equal stay so.
+    or equal stay so. GELU and attention are in floats, between integers: XNNPACK has no integer
+    form of them. Branches of convolutions whose outputs are added, as MobileOne's, are one.
 
     Args:
         model: a Keras 3 model, which stays as it is, and may have models nested in it; or one from
@@ -136,6 +137,10 @@ def strip(tuned: tf_keras.Model) -> tf_keras.Model:
 def restore(tuned: tf_keras.Model, model: keras.Model) -> keras.Model:
     """A copy of a Keras 3 model with the weights of the tuned one: before quantization, unfolded.
 
+    Branches that were merged for tuning stay layers, of which one has all of the sum and the others
+    give zero. Such a model is to be evaluated, converted and tuned, and not to be trained with its
+    branches: the batch norms behind them do not know what goes through them.
+
     Args:
         tuned: from `quantize_aware`, `prune` or `cluster`.
         model: the model that it was made of.
@@ -178,7 +183,8 @@ def tflite_bytes(tuned: tf_keras.Model, io: IO = "uint8") -> bytes:
     """The content of the .tflite file of a quantization-aware model, int8 inside.
 
     A static batch of 1 and built-in operations only. The input's scale is 1 and its zero point 0
-    (int8: -128): bytes of pixels as they are. Metadata is not added.
+    (int8: -128): bytes of pixels as they are. What is better in float is float, see
+    `kapps.tflite.file_facts.better_in_float`. Metadata is not added.
 
     Args:
         tuned: from `quantize_aware`, trained.
