@@ -24,6 +24,7 @@ from keras import layers
 
 from kapps._block_skipping import any_depth
 from kapps._errors import InputError
+from kapps.custom_layers import LayerScale
 from kapps.tflite import tables
 from kapps.tflite.file_comparison import LIMITS, real_values, run_on_images, share
 from kapps.tflite.file_facts import TUNED
@@ -309,8 +310,8 @@ def _match(
     """The tensor of each layer, in graph order, for the layers that have one, with its `factor`.
 
     A tensor that names several layers is of all of them fused, hence the output of the last one; of
-    several that name a layer, the last computed is its output. A batch norm that is folded into the
-    layer before it leaves no name. The shape has to agree, but for dimensions of 1.
+    several that name a layer, the last computed is its output. A batch norm or layer scale that is
+    folded into the layer before it leaves no name. The shape has to agree, but for dimensions of 1.
     """
     order = {name: index for index, name in enumerate(taps)}
     found: dict[str, dict[str, Any]] = {}
@@ -322,7 +323,7 @@ def _match(
         if names:
             found[max(names, key=order.__getitem__)] = tensor
     for name, before in sources.items():
-        folded = isinstance(model.get_layer(name), layers.BatchNormalization)
+        folded = isinstance(model.get_layer(name), (layers.BatchNormalization, LayerScale))
         if folded and before and name not in found and before[0] in found:
             found[name] = found.pop(before[0])
     for name, (layer, factor) in stands_for.items():

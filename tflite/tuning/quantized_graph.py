@@ -490,13 +490,15 @@ class _Builder:
 
         The factor of the queries goes into the kernel before, if there is one.
         """
-        layer = node.layer
+        layer, source = node.layer, node.inputs[0]
         queries, *others = (self._materialize(name, layer.name) for name in node.inputs)
-        channels = others[0].tensor.shape[-1]
+        factor = float(others[0].tensor.shape[-1] ** -0.5)
         # By channel, as else the converter does not fold it.
-        factor = np.full(queries.tensor.shape[-1], channels**-0.5, "float32")
-        x = _Affine(scale=factor, name=f"{layer.name}_queries")(queries.tensor)
+        factors = np.full(queries.tensor.shape[-1], factor, "float32")
+        x = _Affine(scale=factors, name=f"{layer.name}_queries")(queries.tensor)
         x = QuantizeLayer(_Moving(), name=f"quantize_{layer.name}_queries")(x)
+        if self._fused(self._producer(source)):
+            self.values[source] = _Value(x, 1 / factor)
         attention = tf_keras_copy.MultiQueryAttention(layer.heads, scaled=True, name=layer.name)
         return self._quantize(node, _Value(attention([x, *(value.tensor for value in others)])))
 
