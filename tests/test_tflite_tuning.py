@@ -77,6 +77,9 @@ def hybrid_net():
     model = shake(keras.Model(image, net.classifier(x, "head"), name="hybrid_net"))
     head = model.layers[-1]  # sums of random branches are large
     head.set_weights([0.1 * weight for weight in head.get_weights()])
+    for name in ("ib_dw_start_bn", "attention_norm", "ib_layer_scale"):  # as weight decay leaves it
+        gamma, *others = model.get_layer(name).get_weights()
+        model.get_layer(name).set_weights([np.where(gamma == gamma[0], 0, gamma), *others])
     return model
 
 

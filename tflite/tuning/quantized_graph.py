@@ -63,6 +63,9 @@ _MOVES = (
     tf_keras_copy.ChannelSlice,
 )
 
+_FACTORS = (_L.BatchNormalization, tf_keras_copy.LayerScale)
+_NEXT_TO_NOTHING = 1e-15
+
 _EMA = 0.99  # what a moving range keeps at each step; fine-tuning has some hundred steps
 _LEAST_SCALE = 2.0**-10  # of a channel's weights, share of the largest: else its bias overflows
 
@@ -334,10 +337,15 @@ def stands_for(model: tf_keras.Model) -> dict[str, tuple[str, np.ndarray | float
 def finish(model: tf_keras.Model) -> None:
     """Fixes the ranges of a `quantized` model, so that a file can be made of it.
 
+    A factor of a channel that is exactly zero becomes one that is next to nothing: the converter
+    leaves layers in float whose kernel has a scale of zero.
+
     Raises:
         InputError: it has not been trained.
     """
     for layer in model.layers:
+        if isinstance(layer, _FACTORS) and getattr(layer, "gamma", None) is not None:
+            layer.gamma.assign(tf.where(layer.gamma == 0, _NEXT_TO_NOTHING, layer.gamma))
         quantizer = getattr(layer, "quantizer", None)
         if isinstance(quantizer, _Moving):
             quantizer.finish(f"model {model.name!r}")
@@ -356,7 +364,7 @@ def weights_of(model: tf_keras.Model) -> dict[str, list[np.ndarray]]:
             variable, quantizer, _ = layer._weight_vars[0]
             bias = [layer.layer.bias.numpy()] if layer.layer.use_bias else []
             values[layer.layer.name] = [quantizer.projection(variable).numpy(), *bias]
-        elif isinstance(layer, (_L.BatchNormalization, tf_keras_copy.LayerScale)):
+        elif isinstance(layer, _FACTORS):
             values[layer.name] = layer.get_weights()
     return values
 
@@ -578,7 +586,7 @@ class _Builder:
 
     def _is_weighted(self, node: Node) -> bool:
         """Whether it is a layer with a kernel, or what is folded into one."""
-        return type(node.layer) in (*KERNELS, _L.BatchNormalization, tf_keras_copy.LayerScale)
+        return type(node.layer) in (*KERNELS, *_FACTORS)
 
 
 def _plain(scale: Any) -> np.ndarray | float:
