@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import sshd
 from hostile_names import HOSTILE
+from tflite_net import smooth_images
 
 from kapps import InputError
 from kapps.tflite import convert
@@ -459,9 +460,10 @@ def test_a_runtime_that_is_too_old_for_four_bits(board, nets, runtime, needed, t
     pytest.importorskip("ai_edge_quantizer")
     file = tmp_path / "four.tflite"
     image = keras.Input((8, 8, 3))
-    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(32, 3)(image))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(64, 3)(image))
     model = keras.Model(image, keras.layers.Dense(4, activation="softmax")(x))
-    convert(model, file, quantization="int4")
+    pixels = smooth_images(12, 8)
+    convert(model, file, quantization="int4", calibration=pixels[::2], verification=pixels[1::2])
     board.script("python3", f'[ "$1" = -c ] && exec echo "kapps: ready, {runtime}"\necho "{{}}"\n')
     told = f"four.tflite has weights of 4 bits, .*{runtime} .* install ai-edge-litert {needed} or"
     _fails(board, [nets[0], file], told if needed else "sent no valid result")
