@@ -546,8 +546,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "passes": (
         Fault(
             "folding-drops-the-bias",
-            "(bias - mean) * scale + beta",
-            "-mean * scale + beta",
+            "_bias(graph, layer) * scale + offset)",
+            "offset)",
             ("test_tflite_passes.py -k batch_norm_goes",),
         ),
         Fault(
