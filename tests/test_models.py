@@ -78,7 +78,7 @@ def rows(
 
 def large(row: Row) -> bool:
     """Its family has a smaller one, and scripts prove what large ones alone are in for."""
-    return not row.full and (row.parameters > 20e6 or row.arguments.get("depth", 0) > 100)
+    return not row.full and (row.parameters > 6e6 or row.arguments.get("depth", 0) > 100)
 
 
 every = rows(lambda row: True, nightly=lambda row: row.arguments.get("depth", 0) > 1000)
