@@ -119,8 +119,10 @@ assert not {"keras", "tensorflow"} & set(sys.modules)
     [
         "import kapps, keras",
         "import keras, kapps",
-        # asked for, not imported
-        *at_night("import kapps", "import kapps, importlib.util as u; u.find_spec('keras')"),
+        *at_night(
+            "import kapps",
+            "import kapps, importlib.util as u; u.find_spec('keras')",  # asked for, not imported
+        ),
     ],
 )
 def test_saved_models_are_loaded_in_a_new_process(imports, tmp_path):

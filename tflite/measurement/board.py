@@ -42,7 +42,7 @@ try:
         import tflite_runtime as package, tflite_runtime.interpreter
 except ImportError as error:
     raise SystemExit("kapps: %s" % error)
-name = package.__name__.replace("ai_edge_", "ai-edge-").replace("_r", "-r")
+name = package.__name__.replace("_", "-")
 print("kapps: ready, %s %s" % (name, getattr(package, "__version__", "")))
 """
 _REMEDY = (

@@ -367,8 +367,9 @@ def copy_weights(values: dict[str, list[np.ndarray]], model: keras.Model) -> ker
                 setattr(new, attribute, value)
     inference = _inference(model)
     trained = merged(inference)
+    fitting = leaves(trained)
     for name, weights in values.items():
-        layer = next((layer for layer in trained.layers if layer.name == name), None)
+        layer = fitting.get(name)
         if layer is None or [w.shape for w in weights] != [tuple(w.shape) for w in layer.weights]:
             raise InputError(
                 f"the weights of layer {name!r} do not fit model {model.name!r}: pass the model "
