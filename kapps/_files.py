@@ -6,9 +6,11 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
+import string
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kapps._errors import InputError
@@ -34,30 +36,58 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():  # /dev/null, a pipe: it would be replaced
         raise InputError(f"cannot write {path}: it is no regular file; name another one")
     suffix = "".join(target.suffixes[-2:])
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=suffix, dir=target.parent)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {target}: {error.strerror}; choose a folder that you may write"
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it 0600
-        os.replace(temporary, target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
+    temporary = target.with_name(f".{target.stem}-{unique()}{suffix}")
+    with _in_the_end(lambda: temporary.unlink(missing_ok=True)):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch(exist_ok=False)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {target}: {error.strerror}; choose a folder that you may write"
+            ) from error
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
             raise InputError(
                 f"cannot write {target}: {error.strerror}; free some space, or choose another disk"
             ) from error
-        raise
+
+
+@contextlib.contextmanager
+def temporary_folder(
+    parent: str | os.PathLike[str] | None = None, *, prefix: str = "kapps-"
+) -> Iterator[Path]:
+    """Yields a new folder, in `parent` or where temporary files go, and removes it in the end."""
+    folder = Path(parent or tempfile.gettempdir(), f"{prefix}{unique()}")
+    with _in_the_end(lambda: shutil.rmtree(folder, ignore_errors=True)):
+        folder.mkdir(0o700)
+        yield folder
+
+
+@contextlib.contextmanager
+def _in_the_end(remove: Callable[[], object]) -> Iterator[None]:
+    """Calls it after the block, and again, should a signal end it or come right before."""
+    try:
+        try:
+            yield
+        finally:
+            remove()
+    finally:
+        remove()
+
+
+def unique() -> str:
+    """Eight characters for a name that nobody else has, like those of tempfile.
+
+    Which makes the file or folder before its caller has the name: a signal that comes between the
+    two leaves it behind.
+    """
+    return "".join(secrets.choice(f"{string.ascii_lowercase}{string.digits}_") for _ in range(8))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
+import sys
 import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import tensorflow as tf
 
 from kapps import InputError
-from kapps._files import atomic_write
+from kapps._files import atomic_write, temporary_folder
 from kapps.tools import checkpoints as module
 from kapps.tools.checkpoints import Checkpoints
 from kapps.tools.distribution import Devices
+from kapps.tools.preemption import handled
 from kapps.tools.run_lock import RunLock
 
 
@@ -133,3 +141,57 @@ def test_temporary_files_of_a_run_go_with_the_next_start(tmp_path: Path) -> None
         pass
     assert names(tmp_path) == {"lock", "features", *kept}
     assert not names(tmp_path / "features")
+
+
+# What a moment before the signal was opened to be read is closed without a `with` of its own.
+@pytest.mark.filterwarnings("ignore:.*FileIO|.*Scandir:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("manager", [atomic_write, temporary_folder])
+def test_a_signal_at_any_moment_leaves_nothing(
+    tmp_path: Path, manager: Callable[[Path], AbstractContextManager[Path]]
+) -> None:
+    """Also between the making of a file and the `with` block that removes it, and in removing."""
+    moments = 0
+    while True:
+        folder = tmp_path / str(moments)
+        folder.mkdir()
+        target = folder / "new" if manager is atomic_write else folder
+        done = _is_done(functools.partial(_use, manager, target), before=moments)
+        assert names(folder) <= {"new"}, moments
+        if done:
+            break
+        moments += 1
+    assert moments > 200
+    assert names(folder) == ({"new"} if manager is atomic_write else set())
+
+
+def _use(manager: Callable[[Path], AbstractContextManager[Path]], target: Path) -> None:
+    with manager(target) as path:
+        if path.is_dir():
+            (path / "within").touch()
+
+
+def _is_done(work: Callable[[], None], *, before: int) -> bool:
+    """Whether it takes fewer steps of Python's; else a signal ends it at this one."""
+    left = iter(range(before))
+
+    def trace(frame: FrameType, event: str, argument: object) -> object:
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(left, None) is None:
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGUSR1)
+        return trace
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Killed
+
+    with handled([signal.SIGUSR1], end):
+        try:
+            sys.settrace(trace)
+            work()
+            return True
+        except (Killed, OSError) as error:  # OSError: shutil's rmtree can close a folder twice
+            assert isinstance(error, Killed) or isinstance(error.__context__, Killed)
+            traceback.clear_frames(error.__traceback__)
+            return False
+        finally:
+            sys.settrace(None)

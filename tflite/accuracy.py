@@ -9,7 +9,6 @@ import contextlib
 import functools
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kapps._errors import InputError, one_line
+from kapps._files import temporary_folder
 from kapps.tflite import child, robustness
 from kapps.tflite.measurement.latency import existing, identity
 from kapps.tflite.quantizations import VARIANTS
@@ -159,8 +159,8 @@ def evaluate_file(
                 f"{path} tells {description.classes} classes apart, and the data set {dataset} has "
                 f"an image of class {labels.max()}, counted from 0"
             )
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "images.npy"
+        with temporary_folder() as folder:
+            file = folder / "images.npy"
             np.save(file, images, allow_pickle=False)
             found = child.run(
                 "accuracy_task",
@@ -197,8 +197,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Scores]:
         InputError: when it is called: it is no such file, or images that the file does not take, or
             it kills the interpreter.
     """
-    with tempfile.TemporaryDirectory() as folder, child.opened("accuracy_task") as ask:
-        given, answer = Path(folder) / "images.npy", Path(folder) / "scores.npy"
+    with temporary_folder() as folder, child.opened("accuracy_task") as ask:
+        given, answer = folder / "images.npy", folder / "scores.npy"
         request = {"path": str(Path(path).resolve()), "threads": 1}
         request |= {"images": str(given), "scores": str(answer)}
 

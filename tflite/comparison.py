@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -24,6 +22,7 @@ from keras import layers
 
 from kapps._block_skipping import any_depth
 from kapps._errors import InputError
+from kapps._files import temporary_folder
 from kapps.custom_layers import LayerScale
 from kapps.tflite import tables
 from kapps.tflite.file_comparison import LIMITS, real_values, run_on_images, share
@@ -178,8 +177,7 @@ def compare_layers(
         raise InputError(
             f"images have shape {images.shape}; model {model.name!r} takes {model.input_shape}"
         )
-    with tempfile.TemporaryDirectory(prefix="kapps-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         answer = run_on_images(path, images, folder, time_limit=time_limit)
         quantization = answer["quantization"]
         # What the app does to the pixels is in the graph of neither the file nor the model.

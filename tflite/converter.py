@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
 
+from kapps._files import temporary_folder
 from kapps.tflite.file_facts import better_in_float, read_graph
 
 
@@ -55,10 +55,10 @@ def converter_of(model: Any, variables: Sequence[tf.Variable]) -> Iterator[tuple
         autograph=False,
     ).get_concrete_function()
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
+    with temporary_folder() as folder:
         with quiet():
-            tf.saved_model.save(holder, folder, signatures=function, options=options)
-            converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+            tf.saved_model.save(holder, os.fspath(folder), signatures=function, options=options)
+            converter = tf.lite.TFLiteConverter.from_saved_model(os.fspath(folder))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         yield converter, function
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kapps._errors import InputError, printable
+from kapps._files import temporary_folder
 from kapps.tflite import child, tables
 
 # The largest own error of a layer that is still sound. Beside it the worst that was seen with sound
@@ -165,8 +165,8 @@ def compare_files(
     """
     if not len(images):
         raise InputError("no images to compare on; pass a few real ones")
-    with tempfile.TemporaryDirectory(prefix="kapps-") as name:
-        folders = [Path(name, part) for part in ("first", "second")]
+    with temporary_folder() as parent:
+        folders = [parent / part for part in ("first", "second")]
         answers = [
             run_on_images(path, images, folder, time_limit=time_limit)
             for path, folder in zip((first, second), folders, strict=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -90,12 +91,12 @@ def _in_one_line(program: str) -> Iterator[None]:
     except InputError as error:
         _tell(program, str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _tell(program, "interrupted; the same command continues where it can")
-        _leave(130)
+        _leave(130, interrupt)
     except _Ended as ended:
         _tell(program, f"ended by {ended.name}; the same command continues where it can")
-        _leave(int(ended.code or 0))
+        _leave(int(ended.code or 0), ended)
     except Stopped as stopped:
         print(f"{program}: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)
@@ -154,8 +155,12 @@ def _interrupts_heard() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _leave(code: int) -> NoReturn:
-    """Ends at once: threads of TensorFlow that still call Python can hang Python's own way out."""
+def _leave(code: int, error: BaseException) -> NoReturn:
+    """Ends at once: threads of TensorFlow that still call Python can hang Python's own way out.
+
+    What `error` cut off before its block began, such as a `with` statement, is closed first.
+    """
+    traceback.clear_frames(error.__traceback__)
     with contextlib.suppress(InputError):
         _flush()
     os._exit(code)

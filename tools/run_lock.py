@@ -17,7 +17,7 @@ from kapps.tools.json_files import read_json, to_json
 
 _WEIGHTS = ("best.safetensors", "last.safetensors", "weights.safetensors")
 _FILES = ("config.json", "head.json", "result.json", *_WEIGHTS, *(f"{w}.sha256" for w in _WEIGHTS))
-_RANDOM = "[a-z0-9_]" * 8  # of tempfile
+_RANDOM = "[a-z0-9_]" * 8  # of kapps._files.unique
 
 
 class RunLock:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kapps._files import temporary_folder
 from kapps.tflite.large import filling, ranges
 from kapps.tflite.large.filling import NotFound as NotFound
 from kapps.tflite.large.stand_ins import StandIn as StandIn
@@ -47,8 +47,8 @@ def with_ranges(
         NotFound: a stand-in is not in the file as it was given.
     """
     real, weights = filling.read(content, stand_ins)
-    with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
-        found = ranges.find_ranges(real, weights, images, Path(folder))
+    with temporary_folder() as folder:
+        found = ranges.find_ranges(real, weights, images, folder)
     ranges.made_computable(real, weights, found)
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     ranges.set_ranges(model, found)

@@ -10,13 +10,13 @@ import selectors
 import shutil
 import struct
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError, one_line
+from kapps._files import temporary_folder
 from kapps.tflite.measurement import apk, benchmark_tool
 from kapps.tflite.measurement.benchmark_tool import Settings
 from kapps.tflite.measurement.latency import Latency
@@ -169,8 +169,8 @@ class Adb:
 
     def pull(self, remote: str) -> bytes:
         """The content of a file on the phone; see `Transport`."""
-        with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
-            local = Path(folder) / "file"
+        with temporary_folder() as folder:
+            local = folder / "file"
             code, stdout, stderr = self._adb(
                 ["-s", self._serial, "pull", remote, str(local)], _COPY_SECONDS, "pull"
             )

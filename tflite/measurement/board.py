@@ -12,13 +12,13 @@ import os
 import re
 import shlex
 import signal
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kapps._errors import InputError, is_number
+from kapps._files import temporary_folder
 from kapps.tflite.child import check_time_limit
 from kapps.tflite.inspection import inspect_each
 from kapps.tflite.inspection.versions import NEWEST_OF_FOUR_BITS, too_old
@@ -170,11 +170,11 @@ def measure_board(
     _check_age(ssh, _runtime(ssh, python), files)
     name = linux_device(ssh)
     pin, _ = pinning(ssh, threads)
-    with remote_folder(ssh) as folder, tempfile.TemporaryDirectory() as local:
+    with remote_folder(ssh) as folder, temporary_folder() as local:
         names = [f"{folder}/{index}.tflite" for index in range(len(files))]
         for file, remote in zip(files, names, strict=True):
             ssh.push(file, remote)
-        request = Path(local, "request.json")
+        request = local / "request.json"
         request.write_text(
             json.dumps(
                 {

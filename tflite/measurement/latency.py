@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,6 +18,7 @@ import numpy as np
 import kapps
 from kapps._errors import InputError
 from kapps._files import sha256 as sha256_of
+from kapps._files import temporary_folder
 from kapps.tflite import child
 from kapps.tflite.measurement import placement as placing
 from kapps.tflite.measurement.placement import Placement
@@ -209,16 +209,14 @@ def measure(
         "turn_ms": _TURN_MS,
         "input_shape": shape,
     }
-    with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
+    with temporary_folder() as folder:
         results = child.run(
             "measurement.latency_task",
-            {**request, "folder": folder},
+            {**request, "folder": str(folder)},
             time_limit=time_limit,
             on_message=lambda message: progress(message["share"]) if "share" in message else None,
         )
-        samples = [
-            _samples(Path(folder, f"{number}.npy"), file) for number, file in enumerate(files)
-        ]
+        samples = [_samples(folder / f"{number}.npy", file) for number, file in enumerate(files)]
     memory = child.run_each(
         "measurement.memory_task",
         [{"path": path, "threads": threads, "input_shape": shape} for path in resolved],

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kapps._errors import InputError, one_line
+from kapps._files import unique
 from kapps.tflite.measurement.transport import Completed, quoted
 
 _CONNECT_SECONDS = 15
@@ -66,7 +67,7 @@ class Ssh:
             raise InputError("there is no `ssh` on this machine; install OpenSSH's client")
         self.name = f"ssh:{host}"
         self._host = host
-        folder = tempfile.mkdtemp(prefix="kapps-ssh-", dir=_folder_of_sockets())
+        folder = f"{_folder_of_sockets()}/kapps-ssh-{unique()}"
         self._command = [
             client,
             *(["-F", os.fspath(config)] if config is not None else []),
@@ -87,6 +88,7 @@ class Ssh:
         self._address = address
         self._close = weakref.finalize(self, _hang_up, self._command, address, folder)
         try:
+            os.mkdir(folder, 0o700)
             self._connect()
         except BaseException:
             self.close()

@@ -9,15 +9,14 @@ drifts less from the file of floats.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kapps._files import temporary_folder
 from kapps.tflite.file_facts import read_graph, too_fine
 from kapps.tflite.interpreter import Runner
 from kapps.tflite.large.filling import packed
@@ -83,8 +82,8 @@ class Judge:
         return compare(self._expected, actual, step=step)
 
     def _run(self, content: bytes) -> tuple[np.ndarray, float]:
-        with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
-            path = Path(folder) / "model.tflite"
+        with temporary_folder() as folder:
+            path = folder / "model.tflite"
             path.write_bytes(content)
             runner = Runner(path)
             return runner.predict(self._images), runner.output_quantization[0]

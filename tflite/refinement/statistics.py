@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kapps._files import temporary_folder
 from kapps.tflite.large.ranges import watch
 
 Ranges = dict[int, tuple[float, float]]
@@ -86,8 +85,8 @@ def find_channels(model: Any, images: np.ndarray) -> dict[int, Channels]:
         else:
             found[number] = Channels(low, high, total, len(rows))
 
-    with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
-        watch(model, {}, inputs_of(images), Path(folder), see)
+    with temporary_folder() as folder:
+        watch(model, {}, inputs_of(images), folder, see)
     return found
 
 
@@ -115,6 +114,6 @@ def find_histograms(
         np.clip(places, 0, BINS - 1, out=places)
         found[number] = found.get(number, 0) + np.bincount(places, minlength=BINS)
 
-    with tempfile.TemporaryDirectory(prefix="kapps-") as folder:
-        watch(model, {}, inputs_of(images), Path(folder), see)
+    with temporary_folder() as folder:
+        watch(model, {}, inputs_of(images), folder, see)
     return found

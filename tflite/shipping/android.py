@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -17,7 +16,7 @@ import jinja2
 
 import kapps
 from kapps._errors import InputError
-from kapps._files import copy
+from kapps._files import copy, temporary_folder
 from kapps.tflite.metadata import read_metadata
 
 ASSET = Path("app/src/main/assets/model.tflite")
@@ -100,8 +99,8 @@ def write_project(
     )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".android-", dir=folder.parent) as temporary:
-            project = Path(temporary) / "android"
+        with temporary_folder(folder.parent, prefix=".android-") as temporary:
+            project = temporary / "android"
             with resources.as_file(resources.files(__package__) / "android-project") as source:
                 for template in sorted(path for path in source.rglob("*") if path.is_file()):
                     text = templates.from_string(template.read_text(encoding="utf-8"))
