@@ -37,7 +37,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: it is no regular file; name another one")
     suffix = "".join(target.suffixes[-2:])
     temporary = target.with_name(f".{target.stem}-{unique()}{suffix}")
-    with _in_the_end(lambda: temporary.unlink(missing_ok=True)):
+    with _in_the_end(lambda: temporary.unlink()):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch(exist_ok=False)
@@ -71,14 +71,19 @@ def temporary_folder(
 
 @contextlib.contextmanager
 def _in_the_end(remove: Callable[[], object]) -> Iterator[None]:
-    """Calls it after the block, and again, should a signal end it or come right before."""
+    """Calls it after the block, and again, should a signal end it or come right before.
+
+    What cannot be removed stays: it was not there, or the block's own error tells of the trouble.
+    """
     try:
         try:
             yield
         finally:
-            remove()
+            with contextlib.suppress(OSError):
+                remove()
     finally:
-        remove()
+        with contextlib.suppress(OSError):
+            remove()
 
 
 def unique() -> str:
