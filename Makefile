@@ -57,7 +57,8 @@ test-nightly: $(VENV)/.dev
 test-backends: test-torch test-jax
 
 test-torch: $(VENV)/.dev $(TORCH_VENV)/.done
-	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest -m few -k 'peers or training_step' \
+	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest \
+	  -m 'few and not nightly' -k 'peers or training_step' \
 	  tests/test_models.py $(PYTEST_ARGS)
 	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest -m few -k 'not ($(LONG_ON_TORCH))' \
 	  $(EXPLAINING) $(PYTEST_ARGS)
@@ -68,7 +69,7 @@ test-jax: export PYTHONPATH = $(abspath $(JAX_PACKAGES))
 test-jax: export KERAS_BACKEND = jax
 test-jax: $(VENV)/.dev $(JAX_PACKAGES)/.done
 	$(VENV)/bin/python -m pytest -m few \
-	  -k 'peers or training_step and ShuffleNetV2' \
+	  -k 'peers and (MobileNetV3 or ResNet18V2 or ShuffleNetV2) or training_step and CifarResNeXt' \
 	  tests/test_models.py $(PYTEST_ARGS)
 	$(VENV)/bin/python -m pytest -k jax tests/test_packaging.py $(PYTEST_ARGS)
 	$(VENV)/bin/python -m pytest -k 'computed or survive0 or timms' \

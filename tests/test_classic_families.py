@@ -156,6 +156,7 @@ def test_lenets_own_layers_are_saved(lenet, suffix, tmp_path):
     np.testing.assert_array_equal(numpy(loaded(x)), numpy(lenet(x)))
 
 
+@pytest.mark.nightly
 def test_lenet_learns():
     """Gradients pass the saturating units, the table and the distances: a batch is learned."""
     keras.utils.set_random_seed(0)

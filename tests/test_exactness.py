@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from nights import at_night
 
 pytestmark = pytest.mark.slow
 
 COMMAND = "-m kapps.tools.train --dataset=digits --image_size=32 --batch_size=128 --epochs=1"
 
 
-@pytest.mark.parametrize("model", ["CifarResNet --arguments=depth=8", "GoogLeNet"])
+@pytest.mark.parametrize("model", ["GoogLeNet", *at_night("CifarResNet --arguments=depth=8")])
 def test_the_same_command_gives_the_same_weights(model: str, tmp_path: Path) -> None:
     """With all threads that a user has; the tests' own processes have one.
 

@@ -48,6 +48,20 @@ DAILY = {"LeNet5Original", "ResNet18", "MobileNetV3Small"}
 # an activation of its own; with auxiliary outputs; pooled; pooled with a hidden layer.
 HEADS = {"LeNet5", "LeNet5Original", "NiN", "GoogLeNet", "ResNet18", "MobileNetV3Small"}
 
+# Of many layers, which take ten seconds to load and to train one by one. Each run has others of the
+# same blocks, or the demonstration and the tests of exactness and of tuning train them.
+TRAINED_AT_NIGHT = {
+    "DenseNet121",
+    "SEResNet18",
+    "EfficientNetB0",
+    "EfficientNetLite0",
+    "GhostNetV2",
+    "GoogLeNet",
+    "MobileNetV4HybridMedium",
+    "MobileOneS1",
+    "SEGoogLeNet",
+}
+
 # What they multiply a channel by, a depthwise convolution hands to a batch norm, which in training
 # divides it out: the gradient is of its epsilon alone, 1e-11 of GhostNetV2 in double precision.
 CANCELLED = re.compile("ghost1_short_conv_[13]/gamma$")
@@ -84,6 +98,10 @@ def large(row: Row) -> bool:
 every = rows(lambda row: True, nightly=lambda row: row.arguments.get("depth", 0) > 1000)
 every_but_large = rows(lambda row: True, nightly=large)
 full = rows(lambda row: row.full, nightly=lambda row: row.parameters > 20e6)
+trained = rows(
+    lambda row: row.full,
+    nightly=lambda row: row.parameters > 20e6 or row.id in TRAINED_AT_NIGHT,
+)
 each_head = rows(lambda row: row.id in HEADS)
 with_peer = rows(lambda row: row.peer, nightly=large)
 
@@ -346,7 +364,7 @@ def test_published_file(row, model, tmp_path):
     same(model, build(row, input_shape=small(row), weights=tmp_path / "model.safetensors"), row)
 
 
-@full
+@trained
 @pytest.mark.slow
 def test_keras_file_and_one_training_step(row, model, tmp_path):
     """What is saved is what is loaded; and there gradients reach every trainable weight."""

@@ -169,6 +169,7 @@ def test_v2_without_bottleneck_is_the_full_preactivation():
     assert [layer.name for layer in a.layers] == [layer.name for layer in b.layers]
 
 
+@pytest.mark.nightly
 def test_a_thousand_layers_build():
     """More layers in a row than Python allows nested calls."""
     limit = sys.getrecursionlimit()
