@@ -136,3 +136,18 @@ from keras.saving import load_model
 print([type(load_model(f"{{i}}.keras")).__name__ for i in range(3)])
 """
     runs_alone(code, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_program_starts_without_what_keras_wants_for_itself(tmp_path):
+    """And finds it once it has started."""
+    code = """
+import sys
+from kapps.tools.streams import start_keras
+start_keras()
+wanted = ("matplotlib", "matplotlib.pyplot", "sklearn")
+assert not set(wanted) & set(sys.modules)
+import matplotlib.pyplot, sklearn
+assert all(sys.modules[name] for name in wanted)
+"""
+    runs_alone(code, tmp_path)

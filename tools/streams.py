@@ -79,7 +79,7 @@ def start_keras() -> None:
     dropped, unless the environment's TF_CPP_MIN_LOG_LEVEL asks for it: 0 or 1.
 
     scikit-learn and matplotlib, which Keras imports where it finds them, for wrappers and galleries
-    that no program has, are a quarter of the time that this takes: Keras does not find them here.
+    that no program has, are a third of the time that this takes: Keras does not find them here.
     """
     with _without_talk(), _hidden("matplotlib", "matplotlib.pyplot", "sklearn"):
         import keras
