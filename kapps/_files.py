@@ -37,7 +37,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: it is no regular file; name another one")
     suffix = "".join(target.suffixes[-2:])
     temporary = target.with_name(f".{target.stem}-{unique()}{suffix}")
-    with _in_the_end(lambda: temporary.unlink()):
+    with _in_the_end(temporary.unlink):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch(exist_ok=False)

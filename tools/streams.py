@@ -81,7 +81,7 @@ def start_keras() -> None:
     scikit-learn and matplotlib, which Keras imports where it finds them, for wrappers and galleries
     that no program has, are a third of the time that this takes: Keras does not find them here.
     """
-    with _without_talk(), _hidden("matplotlib", "matplotlib.pyplot", "sklearn"):
+    with _without_talk(), _hidden("matplotlib", "sklearn"):
         import keras
 
         if keras.backend.backend() == "tensorflow":
